@@ -1,0 +1,184 @@
+//! What can go wrong, sorted by the only question that matters to a caller: did it happen?
+
+use std::time::Duration;
+
+use crate::status::{LogPosition, ReplicaId};
+
+/// Why a command has no reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The command did not run and will not: sending it again is safe.
+    #[error("the command did not happen: {0}")]
+    NotHappened(#[from] NotHappened),
+    /// The command may have run or may still run.
+    #[error("the command may or may not have happened: {0}")]
+    Unknown(#[from] UnknownOutcome),
+    /// The user's code panicked on every replica, or did not know the command.
+    #[error("the value's code failed: {0}")]
+    Failed(String),
+}
+
+/// Why a query has no answer. A query changes nothing: asking again is always safe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// It could not be read now.
+    #[error("the query was not answered: {0}")]
+    NotHappened(#[from] NotHappened),
+    /// The user's code panicked, or did not know the query.
+    #[error("the value's code failed: {0}")]
+    Failed(String),
+}
+
+/// Why something is known not to have happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotHappened {
+    /// No leader was found before the deadline.
+    #[error("group {group} has no leader that could be reached within {waited:?}; retry, or see the group's status")]
+    NoLeader {
+        /// The group.
+        group: String,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// The command is over the limit.
+    #[error("a command of {bytes} bytes was given, at most {max_bytes} are allowed")]
+    TooLarge {
+        /// What was given.
+        bytes: usize,
+        /// What is allowed.
+        max_bytes: usize,
+    },
+    /// The queue is full.
+    #[error("group {group} has {queued} commands waiting, which is its limit; retry later")]
+    Overloaded {
+        /// The group.
+        group: String,
+        /// How many wait.
+        queued: usize,
+    },
+    /// The replica or group is not here or was stopped.
+    #[error("group {group} is not served here: {reason}")]
+    Stopped {
+        /// The group.
+        group: String,
+        /// Why.
+        reason: String,
+    },
+    /// It cannot be encoded.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// Why an outcome is not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownOutcome {
+    /// The deadline came first.
+    #[error("no reply within {0:?}")]
+    Timeout(Duration),
+    /// It is past the time up to which the group remembers whether it ran.
+    #[error("its session has expired in the group")]
+    Expired,
+    /// The replica stopped after it had taken the command.
+    #[error("{0}")]
+    Interrupted(String),
+}
+
+impl CommandError {
+    /// Whether the command may have run.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
+
+    /// Whether the same command, as a new one, may succeed later without harm.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotHappened(reason) if reason.is_retryable())
+    }
+}
+
+impl QueryError {
+    /// Whether the same query may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NotHappened(reason) if reason.is_retryable())
+    }
+}
+
+impl NotHappened {
+    /// Whether waiting may help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::NoLeader { .. } | Self::Overloaded { .. } | Self::Stopped { .. })
+    }
+}
+
+/// Why the members of a group were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    /// Only the leader changes members.
+    #[error("this replica does not lead; the leader is {leader:?}")]
+    NotLeader {
+        /// The leader, where it is known.
+        leader: Option<ReplicaId>,
+    },
+    /// The members are not those the caller looked at, or another change is under way.
+    #[error("the members were changed at {found:?}, the step was decided for {expected:?}; look again")]
+    Changed {
+        /// What the caller saw.
+        expected: Option<LogPosition>,
+        /// What is.
+        found: Option<LogPosition>,
+    },
+    /// The step was decided before a step that was taken already.
+    #[error("the step was decided at index {given}, a later one of index {taken} was taken; look again")]
+    Outdated {
+        /// The step's index.
+        given: u64,
+        /// The latest taken step's index.
+        taken: u64,
+    },
+    /// The change would leave no voter, or names a replica that is no member.
+    #[error("not allowed: {0}")]
+    NotAllowed(String),
+    /// The outcome is not known: look at the members again.
+    #[error("the change may or may not have been made: {0}")]
+    Unknown(String),
+}
+
+/// Why a group could not be initialized.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InitializeError {
+    /// It has a log already.
+    #[error("the group has members already")]
+    AlreadyInitialized,
+    /// Wrong members.
+    #[error("not allowed: {0}")]
+    NotAllowed(String),
+    /// The storage failed.
+    #[error("{0}")]
+    Storage(String),
+}
+
+/// Why a replica or a store did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// A snapshot is missing or damaged while its log is gone.
+    #[error("group {group}: {reason}; the replica's data is damaged: restore it, or wipe the directory so that the node joins as new")]
+    Damaged {
+        /// The group.
+        group: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// openraft refused.
+    #[error("group {group} did not start: {reason}")]
+    Raft {
+        /// The group.
+        group: String,
+        /// Its words.
+        reason: String,
+    },
+    /// A setting or argument is wrong.
+    #[error("{0}")]
+    Invalid(String),
+}

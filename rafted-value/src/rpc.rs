@@ -1,0 +1,461 @@
+//! What replicas of a group say to each other: requests and answers <-> bytes.
+//!
+//! ```text
+//! request:  format u8 | cluster u128 | generation u64 | incarnation u64 | from u64 | to u64 | group str | kind u8 | body
+//! answer:   format u8 | kind u8 | body
+//! ```
+//!
+//! `to` is a ReplicaId, or 0 for "whichever replica of the group is on your node", which only requests of
+//! clients may say. A receiver that does not host exactly that replica answers `WrongReplica`.
+
+use bytes::Bytes;
+
+use crate::codec::{Malformed, Reader, Writer};
+use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
+use crate::openraft_types::{
+    LogId, SnapshotMeta, StoredMembership, Vote, read_log_id, read_membership, read_vote, write_log_id,
+    write_membership, write_vote,
+};
+use crate::status::{Member, ReplicaId};
+
+const FORMAT: u8 = 1;
+
+/// From which replica to which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// The cluster.
+    pub cluster: ClusterTag,
+    /// The group's incarnation; unsafe recovery raises it.
+    pub incarnation: u64,
+    /// The sender, `None` for a client.
+    pub from: Option<ReplicaId>,
+    /// The receiver, `None` for any replica of the group.
+    pub to: Option<ReplicaId>,
+    /// The group's name.
+    pub group: String,
+}
+
+/// Which cluster, and how often it was recovered or restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ClusterTag {
+    /// Minted at bootstrap.
+    pub id: u128,
+    /// Raised by recovery and restore.
+    pub generation: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) envelope: Envelope,
+    pub(crate) body: RequestBody,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum RequestBody {
+    Append(Append),
+    Vote { vote: Vote, last: Option<LogId>, transfer: bool },
+    PreVote { vote: Vote, last: Option<LogId>, transfer: bool },
+    TransferLeader { from: Vote, to: u64, last: Option<LogId> },
+    /// Followed by the snapshot's bytes.
+    Snapshot { vote: Vote, meta: SnapshotMeta },
+    /// An encoded `command.rs`, for the leader.
+    Command(Bytes),
+    /// An encoded query of the value, for the leader.
+    Query(Bytes),
+    /// An encoded query of the value, for whoever gets it.
+    QueryAny(Bytes),
+    /// Who are you, and do you know members?
+    Hello,
+    /// For the leader: let this replica in, in place of others on a node of that name.
+    Join { replica: u64, member: Member },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Append {
+    pub(crate) vote: Vote,
+    pub(crate) previous: Option<LogId>,
+    pub(crate) commit: Option<LogId>,
+    /// Term, index and payload as `openraft_types.rs` encodes it.
+    pub(crate) entries: Vec<(u64, u64, Bytes)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Answer {
+    AppendSuccess,
+    AppendPartial(Option<LogId>),
+    AppendConflict,
+    AppendHigherVote(Vote),
+    Vote { vote: Vote, granted: bool, last: Option<LogId> },
+    TransferAccepted,
+    TransferVoteChanged { expected: Vote, actual: Vote },
+    TransferLogNotFlushed { expected: Option<LogId>, actual: Option<LogId> },
+    Snapshot { vote: Vote },
+    Reply(Bytes),
+    Hello { replica: u64, initialized: bool },
+    Done,
+    /// Not hosted here: "unreachable", never a vote or a log answer.
+    WrongReplica,
+    NotLeader { leader: Option<(u64, Member)> },
+    NotHappened(NotHappened),
+    Unknown(UnknownOutcome),
+    Failed(String),
+}
+
+/// Reads who a request is for, without its body.
+pub fn peek(request: &Bytes) -> Result<Envelope, Malformed> {
+    let mut reader = Reader::new(request.clone(), "request");
+    read_envelope(&mut reader)
+}
+
+impl Request {
+    pub(crate) fn encode(&self) -> Bytes {
+        let size = match &self.body {
+            RequestBody::Append(append) => append.entries.iter().map(|(_, _, payload)| payload.len() + 20).sum(),
+            RequestBody::Command(bytes) | RequestBody::Query(bytes) | RequestBody::QueryAny(bytes) => bytes.len(),
+            _ => 64,
+        };
+        let mut writer = Writer::with_capacity(size + 160 + self.envelope.group.len());
+        let envelope = &self.envelope;
+        writer.u8(FORMAT);
+        writer.u128(envelope.cluster.id);
+        writer.u64(envelope.cluster.generation);
+        writer.u64(envelope.incarnation);
+        writer.u64(envelope.from.map_or(0, ReplicaId::get));
+        writer.u64(envelope.to.map_or(0, ReplicaId::get));
+        writer.str(&envelope.group);
+        self.body.write(&mut writer);
+        writer.into_bytes()
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes, "request");
+        let envelope = read_envelope(&mut reader)?;
+        Ok(Self { envelope, body: RequestBody::read(reader)? })
+    }
+}
+
+fn read_envelope(reader: &mut Reader) -> Result<Envelope, Malformed> {
+    if reader.u8()? != FORMAT {
+        return Err(Malformed("request: unknown format, the nodes run versions that do not know each other"));
+    }
+    Ok(Envelope {
+        cluster: ClusterTag { id: reader.u128()?, generation: reader.u64()? },
+        incarnation: reader.u64()?,
+        from: ReplicaId::new(reader.u64()?),
+        to: ReplicaId::new(reader.u64()?),
+        group: reader.string()?,
+    })
+}
+
+impl RequestBody {
+    fn write(&self, writer: &mut Writer) {
+        match self {
+            Self::Append(append) => {
+                writer.u8(1);
+                write_vote(writer, &append.vote);
+                writer.option(append.previous, write_log_id);
+                writer.option(append.commit, write_log_id);
+                writer.length(append.entries.len());
+                for (term, index, payload) in &append.entries {
+                    writer.u64(*term);
+                    writer.u64(*index);
+                    writer.slice(payload);
+                }
+            }
+            Self::Vote { vote, last, transfer } => write_vote_request(writer, 2, vote, *last, *transfer),
+            Self::PreVote { vote, last, transfer } => write_vote_request(writer, 3, vote, *last, *transfer),
+            Self::TransferLeader { from, to, last } => {
+                writer.u8(4);
+                write_vote(writer, from);
+                writer.u64(*to);
+                writer.option(*last, write_log_id);
+            }
+            Self::Snapshot { vote, meta } => {
+                writer.u8(5);
+                write_vote(writer, vote);
+                write_snapshot_meta(writer, meta);
+            }
+            Self::Command(bytes) => write_raw(writer, 6, bytes),
+            Self::Query(bytes) => write_raw(writer, 7, bytes),
+            Self::QueryAny(bytes) => write_raw(writer, 8, bytes),
+            Self::Hello => writer.u8(9),
+            Self::Join { replica, member } => {
+                writer.u8(10);
+                writer.u64(*replica);
+                member.write(writer);
+            }
+        }
+    }
+
+    fn read(mut reader: Reader) -> Result<Self, Malformed> {
+        let body = match reader.u8()? {
+            1 => {
+                let vote = read_vote(&mut reader)?;
+                let previous = reader.option(read_log_id)?;
+                let commit = reader.option(read_log_id)?;
+                let count = reader.count(20)?;
+                let mut entries = Vec::with_capacity(count);
+                for _ in 0..count {
+                    entries.push((reader.u64()?, reader.u64()?, reader.slice()?));
+                }
+                Self::Append(Append { vote, previous, commit, entries })
+            }
+            2 => {
+                let (vote, last, transfer) = read_vote_request(&mut reader)?;
+                Self::Vote { vote, last, transfer }
+            }
+            3 => {
+                let (vote, last, transfer) = read_vote_request(&mut reader)?;
+                Self::PreVote { vote, last, transfer }
+            }
+            4 => Self::TransferLeader {
+                from: read_vote(&mut reader)?,
+                to: reader.u64()?,
+                last: reader.option(read_log_id)?,
+            },
+            5 => Self::Snapshot { vote: read_vote(&mut reader)?, meta: read_snapshot_meta(&mut reader)? },
+            6 => return Ok(Self::Command(reader.rest())),
+            7 => return Ok(Self::Query(reader.rest())),
+            8 => return Ok(Self::QueryAny(reader.rest())),
+            9 => Self::Hello,
+            10 => Self::Join { replica: reader.u64()?, member: Member::read(&mut reader)? },
+            _ => return Err(reader.malformed()),
+        };
+        reader.end()?;
+        Ok(body)
+    }
+}
+
+fn write_raw(writer: &mut Writer, kind: u8, bytes: &Bytes) {
+    writer.u8(kind);
+    writer.raw(bytes);
+}
+
+fn write_vote_request(writer: &mut Writer, kind: u8, vote: &Vote, last: Option<LogId>, transfer: bool) {
+    writer.u8(kind);
+    write_vote(writer, vote);
+    writer.option(last, write_log_id);
+    writer.u8(u8::from(transfer));
+}
+
+fn read_vote_request(reader: &mut Reader) -> Result<(Vote, Option<LogId>, bool), Malformed> {
+    Ok((read_vote(reader)?, reader.option(read_log_id)?, read_bool(reader)?))
+}
+
+fn read_bool(reader: &mut Reader) -> Result<bool, Malformed> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(reader.malformed()),
+    }
+}
+
+pub(crate) fn write_snapshot_meta(writer: &mut Writer, meta: &SnapshotMeta) {
+    writer.option(meta.last_log_id, write_log_id);
+    writer.option(*meta.last_membership.log_id(), write_log_id);
+    write_membership(writer, meta.last_membership.membership());
+}
+
+pub(crate) fn read_snapshot_meta(reader: &mut Reader) -> Result<SnapshotMeta, Malformed> {
+    let last_log_id = reader.option(read_log_id)?;
+    let membership_at = reader.option(read_log_id)?;
+    let membership = read_membership(reader)?;
+    Ok(SnapshotMeta { last_log_id, last_membership: StoredMembership::new(membership_at, membership) })
+}
+
+impl Answer {
+    pub(crate) fn encode(&self) -> Bytes {
+        let size = if let Self::Reply(bytes) = self { bytes.len() } else { 64 };
+        let mut writer = Writer::with_capacity(size + 8);
+        writer.u8(FORMAT);
+        match self {
+            Self::AppendSuccess => writer.u8(1),
+            Self::AppendPartial(last) => {
+                writer.u8(2);
+                writer.option(*last, write_log_id);
+            }
+            Self::AppendConflict => writer.u8(3),
+            Self::AppendHigherVote(vote) => {
+                writer.u8(4);
+                write_vote(&mut writer, vote);
+            }
+            Self::Vote { vote, granted, last } => {
+                writer.u8(5);
+                write_vote(&mut writer, vote);
+                writer.u8(u8::from(*granted));
+                writer.option(*last, write_log_id);
+            }
+            Self::TransferAccepted => writer.u8(6),
+            Self::TransferVoteChanged { expected, actual } => {
+                writer.u8(7);
+                write_vote(&mut writer, expected);
+                write_vote(&mut writer, actual);
+            }
+            Self::TransferLogNotFlushed { expected, actual } => {
+                writer.u8(8);
+                writer.option(*expected, write_log_id);
+                writer.option(*actual, write_log_id);
+            }
+            Self::Snapshot { vote } => {
+                writer.u8(9);
+                write_vote(&mut writer, vote);
+            }
+            Self::Reply(bytes) => write_raw(&mut writer, 10, bytes),
+            Self::Hello { replica, initialized } => {
+                writer.u8(11);
+                writer.u64(*replica);
+                writer.u8(u8::from(*initialized));
+            }
+            Self::Done => writer.u8(12),
+            Self::WrongReplica => writer.u8(13),
+            Self::NotLeader { leader } => {
+                writer.u8(14);
+                writer.option(leader.as_ref(), |writer, (replica, member)| {
+                    writer.u64(*replica);
+                    member.write(writer);
+                });
+            }
+            Self::NotHappened(reason) => {
+                writer.u8(15);
+                write_not_happened(&mut writer, reason);
+            }
+            Self::Unknown(reason) => {
+                writer.u8(16);
+                write_unknown(&mut writer, reason);
+            }
+            Self::Failed(message) => {
+                writer.u8(17);
+                writer.str(message);
+            }
+        }
+        writer.into_bytes()
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes, "answer");
+        if reader.u8()? != FORMAT {
+            return Err(Malformed("answer: unknown format, the nodes run versions that do not know each other"));
+        }
+        let answer = match reader.u8()? {
+            1 => Self::AppendSuccess,
+            2 => Self::AppendPartial(reader.option(read_log_id)?),
+            3 => Self::AppendConflict,
+            4 => Self::AppendHigherVote(read_vote(&mut reader)?),
+            5 => Self::Vote {
+                vote: read_vote(&mut reader)?,
+                granted: read_bool(&mut reader)?,
+                last: reader.option(read_log_id)?,
+            },
+            6 => Self::TransferAccepted,
+            7 => Self::TransferVoteChanged { expected: read_vote(&mut reader)?, actual: read_vote(&mut reader)? },
+            8 => Self::TransferLogNotFlushed {
+                expected: reader.option(read_log_id)?,
+                actual: reader.option(read_log_id)?,
+            },
+            9 => Self::Snapshot { vote: read_vote(&mut reader)? },
+            10 => return Ok(Self::Reply(reader.rest())),
+            11 => Self::Hello { replica: reader.u64()?, initialized: read_bool(&mut reader)? },
+            12 => Self::Done,
+            13 => Self::WrongReplica,
+            14 => Self::NotLeader { leader: reader.option(|reader| Ok((reader.u64()?, Member::read(reader)?)))? },
+            15 => Self::NotHappened(read_not_happened(&mut reader)?),
+            16 => Self::Unknown(read_unknown(&mut reader)?),
+            17 => Self::Failed(reader.string()?),
+            _ => return Err(reader.malformed()),
+        };
+        reader.end()?;
+        Ok(answer)
+    }
+}
+
+fn write_not_happened(writer: &mut Writer, reason: &NotHappened) {
+    match reason {
+        NotHappened::NoLeader { group, waited } => {
+            writer.u8(1);
+            writer.str(group);
+            write_duration(writer, *waited);
+        }
+        NotHappened::TooLarge { bytes, max_bytes } => {
+            writer.u8(2);
+            writer.u64(*bytes as u64);
+            writer.u64(*max_bytes as u64);
+        }
+        NotHappened::Overloaded { group, queued } => {
+            writer.u8(3);
+            writer.str(group);
+            writer.u64(*queued as u64);
+        }
+        NotHappened::Stopped { group, reason } => {
+            writer.u8(4);
+            writer.str(group);
+            writer.str(reason);
+        }
+        NotHappened::Malformed(message) => {
+            writer.u8(5);
+            writer.str(message);
+        }
+    }
+}
+
+fn read_not_happened(reader: &mut Reader) -> Result<NotHappened, Malformed> {
+    Ok(match reader.u8()? {
+        1 => NotHappened::NoLeader { group: reader.string()?, waited: read_duration(reader)? },
+        2 => NotHappened::TooLarge { bytes: reader.u64()? as usize, max_bytes: reader.u64()? as usize },
+        3 => NotHappened::Overloaded { group: reader.string()?, queued: reader.u64()? as usize },
+        4 => NotHappened::Stopped { group: reader.string()?, reason: reader.string()? },
+        5 => NotHappened::Malformed(reader.string()?),
+        _ => return Err(reader.malformed()),
+    })
+}
+
+fn write_unknown(writer: &mut Writer, reason: &UnknownOutcome) {
+    match reason {
+        UnknownOutcome::Timeout(waited) => {
+            writer.u8(1);
+            write_duration(writer, *waited);
+        }
+        UnknownOutcome::Expired => writer.u8(2),
+        UnknownOutcome::Interrupted(message) => {
+            writer.u8(3);
+            writer.str(message);
+        }
+    }
+}
+
+fn read_unknown(reader: &mut Reader) -> Result<UnknownOutcome, Malformed> {
+    Ok(match reader.u8()? {
+        1 => UnknownOutcome::Timeout(read_duration(reader)?),
+        2 => UnknownOutcome::Expired,
+        3 => UnknownOutcome::Interrupted(reader.string()?),
+        _ => return Err(reader.malformed()),
+    })
+}
+
+fn write_duration(writer: &mut Writer, duration: std::time::Duration) {
+    writer.u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+}
+
+fn read_duration(reader: &mut Reader) -> Result<std::time::Duration, Malformed> {
+    Ok(std::time::Duration::from_millis(reader.u64()?))
+}
+
+impl From<Result<Bytes, CommandError>> for Answer {
+    fn from(result: Result<Bytes, CommandError>) -> Self {
+        match result {
+            Ok(reply) => Self::Reply(reply),
+            Err(CommandError::NotHappened(reason)) => Self::NotHappened(reason),
+            Err(CommandError::Unknown(reason)) => Self::Unknown(reason),
+            Err(CommandError::Failed(message)) => Self::Failed(message),
+        }
+    }
+}
+
+impl From<Result<Bytes, QueryError>> for Answer {
+    fn from(result: Result<Bytes, QueryError>) -> Self {
+        match result {
+            Ok(reply) => Self::Reply(reply),
+            Err(QueryError::NotHappened(reason)) => Self::NotHappened(reason),
+            Err(QueryError::Failed(message)) => Self::Failed(message),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Who is in a group, and how a replica sees it.
+
+use std::collections::BTreeSet;
+
+use crate::codec::{Malformed, Reader, Writer};
+
+/// A replica's id in its group: random, non-zero, minted for each creation of a replica and never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId(u64);
+
+impl ReplicaId {
+    /// `None` for zero, which stands for "any replica of the group" on the wire.
+    pub fn new(id: u64) -> Option<Self> {
+        (id != 0).then_some(Self(id))
+    }
+
+    /// A new one from the operating system's randomness.
+    pub fn random() -> Self {
+        Self(rand::random::<u64>().max(1))
+    }
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl std::fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A position in a group's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct LogPosition {
+    /// The term of the leader that wrote the entry.
+    pub term: u64,
+    /// The entry's index; the first is 0.
+    pub index: u64,
+}
+
+/// Where a replica lives: the payload that the group's membership keeps for each replica.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// The name of its node.
+    pub name: String,
+    /// The number of its node's memory: another one after the node's disk was lost.
+    pub node: u64,
+    /// The zone of its node, empty where there are none.
+    pub zone: String,
+    /// At which index of the deciding group's log the step was decided that added it; 0 for the first members.
+    pub decided_at: u64,
+}
+
+impl Member {
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.str(&self.name);
+        writer.u64(self.node);
+        writer.str(&self.zone);
+        writer.u64(self.decided_at);
+    }
+
+    pub(crate) fn read(reader: &mut Reader) -> Result<Self, Malformed> {
+        Ok(Self { name: reader.string()?, node: reader.u64()?, zone: reader.string()?, decided_at: reader.u64()? })
+    }
+}
+
+/// The members of a group as of one membership entry.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Members {
+    /// Every replica, voters and learners, by id.
+    pub replicas: std::collections::BTreeMap<ReplicaId, Member>,
+    /// The sets of voters: one, or two while a change is under way; each must agree.
+    pub voters: Vec<BTreeSet<ReplicaId>>,
+    /// The entry that says so; `None` before the group exists.
+    pub position: Option<LogPosition>,
+    /// Whether that entry is known to be committed.
+    pub committed: bool,
+}
+
+impl Members {
+    /// Whether two sets of voters must agree: a change of membership is half done.
+    pub fn is_joint(&self) -> bool {
+        self.voters.len() > 1
+    }
+
+    /// Whether the replica votes in any set.
+    pub fn is_voter(&self, id: ReplicaId) -> bool {
+        self.voters.iter().any(|voters| voters.contains(&id))
+    }
+
+    /// The ids of all voters.
+    pub fn voter_ids(&self) -> BTreeSet<ReplicaId> {
+        self.voters.iter().flatten().copied().collect()
+    }
+
+    /// The ids of replicas that do not vote.
+    pub fn learner_ids(&self) -> BTreeSet<ReplicaId> {
+        self.replicas.keys().copied().filter(|&id| !self.is_voter(id)).collect()
+    }
+}
+
+/// A replica's part in its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Receives entries, does not vote; also a replica that is not yet, or no more, in the membership.
+    Learner,
+    /// Votes and follows.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Stopped, by request or because its storage failed.
+    Stopped,
+}
+
+/// How a replica sees its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// This replica.
+    pub replica: ReplicaId,
+    /// Its part.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// The leader it knows, which may be itself.
+    pub leader: Option<ReplicaId>,
+    /// The members it knows, committed or not.
+    pub members: Members,
+    /// The last entry in its log.
+    pub last_log_index: Option<u64>,
+    /// The last entry it applied.
+    pub applied: Option<LogPosition>,
+    /// The last entry in its newest snapshot.
+    pub snapshot: Option<LogPosition>,
+    /// On a leader: the last index known to be in each replica's log.
+    pub matched: std::collections::BTreeMap<ReplicaId, Option<u64>>,
+}
+
+impl Status {
+    /// The leader's place, where it is known.
+    pub fn leader_member(&self) -> Option<(ReplicaId, &Member)> {
+        let id = self.leader?;
+        self.members.replicas.get(&id).map(|member| (id, member))
+    }
+}

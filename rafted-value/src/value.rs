@@ -1,0 +1,138 @@
+//! The trait that a replicated value implements: pure, no clock, no randomness, no I/O.
+
+use std::any::Any;
+use std::fmt;
+
+use crate::wire::{Wire, WireError, decode};
+
+/// A value that a Raft group replicates.
+///
+/// Both functions are pure: the same value and argument give the same result on every replica, for ever.
+/// They read no clock (see [`Context::log_time`]), no randomness, no order of a hash map and nothing
+/// outside. `Clone` freezes the value for a snapshot: keep it cheap where the value is large, by `Arc`s
+/// or persistent collections.
+///
+/// A `command` that panics is answered with an error on every replica and the group goes on, but the
+/// value keeps whatever the command had changed before it panicked: check before you change.
+pub trait Value: Wire + Clone + Default {
+    /// Raised when the archived form of the value or its commands changes; see [`Value::upgrade`].
+    const VERSION: u32 = 1;
+    /// What changes the value.
+    type Command: Wire;
+    /// What a command answers.
+    type Reply: Wire;
+    /// What reads the value.
+    type Query: Wire;
+    /// What a query answers.
+    type Answer: Wire;
+
+    /// Runs a committed command.
+    fn command(&mut self, command: Self::Command) -> Self::Reply;
+
+    /// Reads.
+    fn query(&self, query: Self::Query) -> Self::Answer;
+
+    /// Runs a committed command, and knows when: what the runtime calls. Override it instead of relying
+    /// on [`Value::command`] where log time, index or environment matter.
+    fn command_in(&mut self, context: &Context<'_>, command: Self::Command) -> Self::Reply {
+        let _ = context;
+        self.command(command)
+    }
+
+    /// Reads, and knows the log time of the last command: what the runtime calls.
+    fn query_in(&self, context: &Context<'_>, query: Self::Query) -> Self::Answer {
+        let _ = context;
+        self.query(query)
+    }
+
+    /// Reads a snapshot that was written by another [`Value::VERSION`]. The default knows none.
+    fn upgrade(version: u32, bytes: &[u8]) -> Result<Self, UpgradeError> {
+        let _ = bytes;
+        Err(UpgradeError::UnknownVersion { found: version, known: Self::VERSION })
+    }
+}
+
+/// Milliseconds since the Unix epoch as the group's leaders stamped them: it never goes back, and every
+/// replica sees the same. It is near wall time, but only the log decides it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct LogTime(u64);
+
+impl LogTime {
+    /// From milliseconds since the Unix epoch.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// Later by `duration`, at most the largest time there is.
+    pub fn saturating_add(self, duration: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl fmt::Display for LogTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.0)
+    }
+}
+
+/// The moment at which a command or query runs.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    log_time: LogTime,
+    index: u64,
+    environment: Option<&'a (dyn Any + Send + Sync)>,
+}
+
+impl<'a> Context<'a> {
+    /// A moment; the runtime makes these, and tests of a value.
+    pub fn new(log_time: LogTime, index: u64, environment: Option<&'a (dyn Any + Send + Sync)>) -> Self {
+        Self { log_time, index, environment }
+    }
+
+    /// The command's log time; for a query, that of the last command before it.
+    pub fn log_time(&self) -> LogTime {
+        self.log_time
+    }
+
+    /// The command's log index; for a query, that of the last entry applied before it.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// What was registered beside the type, such as a table of handlers. It must be the same on every node.
+    pub fn environment<T: Any>(&self) -> Option<&'a T> {
+        self.environment.and_then(|environment| environment.downcast_ref())
+    }
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("log_time", &self.log_time).field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+/// A snapshot of another version could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradeError {
+    /// No code for this version.
+    #[error("the snapshot has version {found} of the value, this program knows {known}; run a program that knows both")]
+    UnknownVersion {
+        /// The snapshot's version.
+        found: u32,
+        /// The program's version.
+        known: u32,
+    },
+    /// The bytes are not of that version.
+    #[error("the snapshot's bytes are not of its version: {0}")]
+    Malformed(#[from] WireError),
+}
+
+/// Reads a value of any version.
+pub(crate) fn read_value<V: Value>(version: u32, bytes: &[u8]) -> Result<V, UpgradeError> {
+    if version == V::VERSION { Ok(decode(bytes)?) } else { V::upgrade(version, bytes) }
+}
