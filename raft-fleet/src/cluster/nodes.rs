@@ -1,0 +1,152 @@
+//! What commands do to nodes.
+
+use std::sync::Arc;
+
+use super::{Cluster, Forgotten, Node, NodePhase, Refusal, Registration};
+
+impl Cluster {
+    pub(super) fn register(
+        &mut self,
+        index: u64,
+        now: u64,
+        given: Registration,
+    ) -> Result<(), Refusal> {
+        let existing = self.nodes.get(&given.node);
+        let (phase, since, fenced) = match existing {
+            None => (NodePhase::Active, now, Vec::new()),
+            Some(node) if node.node_id == given.node_id => {
+                let repeated = node.boot == given.boot && node.start == given.start;
+                if given.boot <= node.boot && !repeated {
+                    return Err(Refusal::RolledBack {
+                        given: given.boot,
+                        registered: node.boot,
+                    });
+                }
+                match node.phase {
+                    NodePhase::Dead => (NodePhase::Active, now, node.fenced.clone()),
+                    phase => (phase, node.since, node.fenced.clone()),
+                }
+            }
+            Some(node) => {
+                may_take_over(node, &given)?;
+                let mut fenced = node.fenced.clone();
+                fenced.push(node.node_id);
+                fenced.drain(..fenced.len().saturating_sub(MAX_FENCED));
+                (NodePhase::Active, now, fenced)
+            }
+        };
+        let node = Node {
+            node_id: given.node_id,
+            boot: given.boot,
+            start: given.start,
+            zone: given.zone,
+            address: given.address,
+            attributes: given.attributes,
+            phase,
+            unreachable_since: None,
+            since,
+            fenced,
+            changed_at: index,
+        };
+        self.nodes.insert(given.node, Arc::new(node));
+        self.changed_at = index;
+        Ok(())
+    }
+
+    pub(super) fn set_reachable(
+        &mut self,
+        index: u64,
+        now: u64,
+        name: &str,
+        node_id: u64,
+        reachable: bool,
+    ) -> Result<(), Refusal> {
+        let node = self.node_of_memory(name, node_id)?;
+        if node.unreachable_since.is_none() == reachable {
+            return Ok(());
+        }
+        node.unreachable_since = (!reachable).then_some(now);
+        node.changed_at = index;
+        self.changed_at = index;
+        Ok(())
+    }
+
+    pub(super) fn purge(
+        &mut self,
+        index: u64,
+        now: u64,
+        name: &str,
+        node_id: u64,
+    ) -> Result<(), Refusal> {
+        let node = self.node_of_memory(name, node_id)?;
+        if node.unreachable_since.is_none() {
+            return Err(Refusal::NodeInUse);
+        }
+        if node.phase != NodePhase::Dead {
+            (node.phase, node.since, node.changed_at) = (NodePhase::Dead, now, index);
+            self.changed_at = index;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drain(&mut self, index: u64, now: u64, name: &str) -> Result<(), Refusal> {
+        let node = Arc::make_mut(self.nodes.get_mut(name).ok_or(Refusal::NodeNotFound)?);
+        if node.phase == NodePhase::Active {
+            (node.phase, node.since, node.changed_at) = (NodePhase::Draining, now, index);
+            self.changed_at = index;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_node(&mut self, index: u64, name: &str) -> Result<(), Refusal> {
+        let node = self.nodes.get(name).ok_or(Refusal::NodeNotFound)?;
+        if node.phase == NodePhase::Active && node.unreachable_since.is_none() {
+            return Err(Refusal::NodeInUse);
+        }
+        self.forget(index, Forgotten::Node(name.to_owned()));
+        let waiting: Vec<_> = self
+            .removed
+            .iter()
+            .filter(|(_, group)| group.pending.contains(name))
+            .collect();
+        let waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|(group, removed)| (group.clone(), removed.incarnation))
+            .collect();
+        self.cleaned_up(index, name, &waiting)
+    }
+
+    pub(super) fn node_of_memory(
+        &mut self,
+        name: &str,
+        node_id: u64,
+    ) -> Result<&mut Node, Refusal> {
+        let node = self.nodes.get_mut(name).ok_or(Refusal::NodeNotFound)?;
+        if node.node_id != node_id {
+            return Err(Refusal::Outdated);
+        }
+        Ok(Arc::make_mut(node))
+    }
+}
+
+/// Whether a new memory may have the name of another.
+fn may_take_over(node: &Node, given: &Registration) -> Result<(), Refusal> {
+    if node.fenced.contains(&given.node_id) {
+        return Err(Refusal::Fenced);
+    }
+    match (node.phase, node.unreachable_since) {
+        (NodePhase::Dead, _) => Ok(()),
+        (_, Some(_)) if given.replace => Ok(()),
+        (_, Some(since)) => Err(Refusal::WaitsForPurge {
+            node_id: node.node_id,
+            since,
+        }),
+        (_, None) => Err(Refusal::NameInUse {
+            node_id: node.node_id,
+            address: node.address.clone(),
+        }),
+    }
+}
+
+/// Lost memories that are remembered for a name.
+const MAX_FENCED: usize = 64;
