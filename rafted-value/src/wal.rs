@@ -1,0 +1,733 @@
+//! The write-ahead log that all replicas of a node share. One appender thread drains a queue, writes one
+//! batch, syncs once and wakes every waiter; there is never more than one batch that is not synced.
+//!
+//! ```text
+//!   callers --records--> queue --batch--> appender --write, sync--> segments
+//!      \                    \               |  \--copies what is live in the oldest segment
+//!       \                    \--> index <---/ places
+//!        \---read----------------> index, cache, segments
+//! ```
+//!
+//! `record` holds the bytes, `index` what is live and where, `queue` what callers and the appender share,
+//! `segment` the files, `appender` the step that writes, `recovery` the start. No term of raft's protocol is
+//! interpreted here: a log with holes is refused, everything else is the caller's.
+//!
+//! After a failed write or sync the log is *poisoned*: all who wait and all later callers get errors, no sync
+//! is tried again, and only a restart helps.
+
+mod appender;
+mod index;
+mod queue;
+mod record;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use self::appender::Appender;
+use self::index::{Index, Lookup, Place};
+use self::queue::{Backing, Life, State};
+use self::record::{BATCH_HEADER_BYTES, FIRST_OFFSET, Record, Salt};
+use self::segment::SegmentFile;
+use crate::disk::Disk;
+
+/// One entry; the log does not look into its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogEntry {
+    pub(crate) term: u64,
+    pub(crate) index: u64,
+    pub(crate) payload: Bytes,
+}
+
+/// An entry's term and index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) term: u64,
+    pub(crate) index: u64,
+}
+
+/// A replica's vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VoteRecord {
+    pub(crate) term: u64,
+    pub(crate) voted_for: u64,
+    pub(crate) committed: bool,
+}
+
+/// That a replica was created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReplicaRecord {
+    pub(crate) replica: u64,
+    pub(crate) group: String,
+    pub(crate) incarnation: u64,
+    /// The caller's own.
+    pub(crate) detail: Bytes,
+}
+
+/// Where a replica's snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SnapshotPointer {
+    /// The last entry in it.
+    pub(crate) position: Option<Position>,
+    pub(crate) meta: Bytes,
+    /// A name in `snapshots/`; empty if the snapshot is `inline`.
+    pub(crate) file: String,
+    pub(crate) inline: Bytes,
+}
+
+/// What the log knows of a replica.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ReplicaLogState {
+    pub(crate) last_purged: Option<Position>,
+    /// The last entry, or else the last that was purged.
+    pub(crate) last: Option<Position>,
+    pub(crate) vote: Option<VoteRecord>,
+    pub(crate) committed: Option<Position>,
+    pub(crate) snapshot: Option<SnapshotPointer>,
+}
+
+/// Called once, on the appender's thread or on the caller's, when a record is synced or will never be. It must
+/// not block.
+pub(crate) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// Sizes of the log.
+#[derive(Debug, Clone)]
+pub(crate) struct WalConfig {
+    segment_bytes: u64,
+    cache_bytes: usize,
+    reserve_segments: usize,
+    salt: Option<Salt>,
+}
+
+/// The smallest segment: some batches must fit.
+pub(crate) const MIN_SEGMENT_BYTES: u64 = 16 * 1024;
+/// The largest segment: offsets in it are 32 bits wide.
+pub(crate) const MAX_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
+/// A batch's body stays below this, or below half a segment, so that one sync does not take for ever.
+const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;
+/// Callers wait in [`Wal::room`] while more than this is queued.
+const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
+
+impl Default for WalConfig {
+    /// Segments of 64 MiB, two of them in reserve for a full disk, and 64 MiB of recent entries in memory.
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            cache_bytes: 64 * 1024 * 1024,
+            reserve_segments: 2,
+            salt: None,
+        }
+    }
+}
+
+impl WalConfig {
+    /// The size of a segment's file. An existing log may be opened with another size.
+    pub(crate) fn with_segment_bytes(mut self, bytes: u64) -> Result<Self, WalError> {
+        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&bytes) {
+            return Err(WalError::SegmentBytes { given: bytes });
+        }
+        self.segment_bytes = bytes;
+        Ok(self)
+    }
+
+    /// How many bytes of recent entries are kept in memory, over all replicas; older ones are read from disk.
+    pub(crate) fn with_cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// The salt of a new directory, for tests that need the same bytes again; random otherwise.
+    #[cfg(test)]
+    pub(crate) fn with_salt(mut self, salt: Salt) -> Self {
+        self.salt = Some(salt);
+        self
+    }
+
+    fn capacity(&self) -> u64 {
+        self.segment_bytes - FIRST_OFFSET - BATCH_HEADER_BYTES as u64
+    }
+
+    fn backing(&self) -> Backing {
+        let half = self.capacity() / 2;
+        Backing::Files {
+            batch_bytes: half.min(MAX_BATCH_BYTES) as usize,
+            record_bytes: half as usize,
+        }
+    }
+}
+
+/// Why a log does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The operating system refused.
+    #[error("the log cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// Something that was synced is not there any more.
+    #[error(
+        "the log is damaged: {what} ({} at byte {offset}). Entries that were acknowledged may be lost here: restore \
+         the directory from a copy, or wipe it, and the node joins as a new one",
+        file.display()
+    )]
+    Damage {
+        /// The damaged file.
+        file: PathBuf,
+        /// The byte in it where reading stopped.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// A segment of another log.
+    #[error("{} belongs to another log than the other segments here: move it away", file.display())]
+    Foreign {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Written by a newer program.
+    #[error("{} has log format {found}, and this program reads up to {supported}: use the newer program", file.display())]
+    Version {
+        /// The file.
+        file: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest that is known here.
+        supported: u32,
+    },
+    /// A setting that cannot be.
+    #[error("segments of {given} bytes: {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} are allowed")]
+    SegmentBytes {
+        /// What was asked for.
+        given: u64,
+    },
+}
+
+/// Figures since the log was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalStats {
+    /// Syncs of files, also those that prepare segments.
+    pub syncs: u64,
+    /// Batches written: each was one write and one sync.
+    pub batches: u64,
+    /// Records that callers gave.
+    pub records: u64,
+    /// Entries among them.
+    pub entries: u64,
+    /// Bytes of batches written.
+    pub bytes: u64,
+    /// Bytes of them that were copied from the oldest segment.
+    pub copied_bytes: u64,
+    /// Segments that are needed.
+    pub segments: u64,
+    /// Segments that are prepared for use.
+    pub spare_segments: u64,
+    /// Bytes of records that are needed.
+    pub live_bytes: u64,
+    /// Bytes of recent entries in memory.
+    pub cached_bytes: u64,
+    /// Bytes that wait to be written.
+    pub queued_bytes: u64,
+}
+
+/// The log. Clones share it; it is closed with the last one.
+#[derive(Clone)]
+pub(crate) struct Wal {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to write.
+    work: Condvar,
+    /// A batch was written: there is room in the queue.
+    room: Notify,
+    poisoned: watch::Sender<Option<String>>,
+}
+
+impl Wal {
+    /// Opens the log in `dir`, or makes one, and starts its thread.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        config: WalConfig,
+    ) -> Result<Wal, WalError> {
+        let (wal, appender) = Self::open_stepped(disk, dir, config)?;
+        let thread = std::thread::Builder::new()
+            .name("wal-appender".into())
+            .spawn(move || appender.run());
+        let thread = thread.map_err(|source| WalError::Io {
+            action: "start the thread for",
+            path: dir.into(),
+            source,
+        })?;
+        *lock(&wal.handle.thread) = Some(thread);
+        Ok(wal)
+    }
+
+    /// Opens the log without a thread: nothing is written until the appender is stepped.
+    fn open_stepped(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        config: WalConfig,
+    ) -> Result<(Wal, Appender), WalError> {
+        let recovered = recovery::recover(disk, dir, &config)?;
+        let segments = recovered.segments;
+        let mut state = State::new(
+            recovered.index,
+            config.backing(),
+            recovered.next_sequence,
+            recovered.oldest_use,
+            segments.active_use(),
+        );
+        state.readers = segments
+            .used
+            .iter()
+            .map(|(&at, used)| (at, used.segment.clone()))
+            .collect();
+        let wal = Self::with_state(state);
+        let appender = Appender::new(wal.handle.shared.clone(), segments, config.capacity());
+        Ok((wal, appender))
+    }
+
+    /// A log without files: everything is done at once, and gone with the process.
+    pub(crate) fn memory() -> Wal {
+        Self::with_state(State::new(Index::new(usize::MAX), Backing::Memory, 1, 1, 1))
+    }
+
+    fn with_state(state: State) -> Wal {
+        let shared = Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            room: Notify::new(),
+            poisoned: watch::Sender::new(None),
+        };
+        Wal {
+            handle: Arc::new(Handle {
+                shared: Arc::new(shared),
+                thread: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// The replicas that were created and not removed.
+    pub(crate) fn replicas(&self) -> Vec<ReplicaRecord> {
+        self.state_lock().index.replicas()
+    }
+
+    /// Creates a replica; everything below is refused for others.
+    pub(crate) fn create(&self, record: ReplicaRecord, done: Done) {
+        self.submit(Some(done), |state| {
+            let replica = record.replica;
+            if state.index.contains(replica) {
+                let message = format!("replica {replica:016x} exists");
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+            }
+            let record = Record::Created(record);
+            state.check(&record)?;
+            state.push(replica, &record, None);
+            Ok(())
+        });
+    }
+
+    /// Forgets a replica with all that it had. Removing one that is not there is fine.
+    pub(crate) fn remove(&self, replica: u64, done: Done) {
+        self.submit(Some(done), |state| {
+            if state.index.contains(replica) {
+                state.push(replica, &Record::Removed, None);
+            }
+            Ok(())
+        });
+    }
+
+    /// Appends entries, which follow the last one without a hole. They can be read on return, and are durable
+    /// when `done` is called; the calls for one replica come in order. Entries at or below the last index take
+    /// the place of those that were there and of all behind them.
+    pub(crate) fn append(&self, replica: u64, entries: Vec<LogEntry>, done: Done) {
+        self.submit(Some(done), |state| {
+            check_entries(state, replica, &entries)?;
+            let last = state.index.state(replica).and_then(|state| state.last);
+            if let (Some(first), Some(last)) = (entries.first(), last)
+                && first.index <= last.index
+            {
+                state.push(replica, &Record::Truncate(first.index.checked_sub(1)), None);
+            }
+            for entry in entries {
+                let record = Record::Entry {
+                    term: entry.term,
+                    index: entry.index,
+                    payload: &entry.payload,
+                };
+                state.push(replica, &record, Some(entry.payload.clone()));
+            }
+            Ok(())
+        });
+    }
+
+    /// Saves a vote, in place of the one before.
+    pub(crate) fn save_vote(&self, replica: u64, vote: VoteRecord, done: Done) {
+        self.submit(Some(done), |state| {
+            push_known(state, replica, &Record::Vote(vote))
+        });
+    }
+
+    /// Saves where the replica's snapshot is, in place of the pointer before.
+    pub(crate) fn save_snapshot(&self, replica: u64, pointer: SnapshotPointer, done: Done) {
+        self.submit(Some(done), |state| {
+            push_known(state, replica, &Record::Snapshot(pointer))
+        });
+    }
+
+    /// Drops the entries above `index`; all of them without one. Seen by readers at once, and on disk before
+    /// everything that comes later.
+    pub(crate) fn truncate_after(&self, replica: u64, index: Option<u64>) {
+        self.submit(None, |state| {
+            push_known(state, replica, &Record::Truncate(index))
+        });
+    }
+
+    /// Drops the entries up to `position`, which need not be there. Seen by readers at once, and on disk before
+    /// everything that comes later. A smaller position than the last one changes nothing.
+    pub(crate) fn purge(&self, replica: u64, position: Position) {
+        self.submit(None, |state| {
+            let purged = state
+                .index
+                .state(replica)
+                .and_then(|state| state.last_purged);
+            if purged.is_some_and(|purged| purged.index >= position.index) {
+                return Ok(());
+            }
+            push_known(state, replica, &Record::Purge(position))
+        });
+    }
+
+    /// Saves how far the replica knows entries to be committed. It forces no sync and goes with the next batch,
+    /// or when the log is closed; until then a crash forgets it.
+    pub(crate) fn save_committed(&self, replica: u64, position: Position) {
+        self.submit(None, |state| {
+            push_known(state, replica, &Record::Committed(position))
+        });
+    }
+
+    /// What is known of a replica; none if it was not created.
+    pub(crate) fn state(&self, replica: u64) -> Option<ReplicaLogState> {
+        self.state_lock().index.state(replica)
+    }
+
+    /// The entries in `range` that are there, in order, until their payloads have more than `max_bytes`, but at
+    /// least one. May read from disk.
+    pub(crate) fn read(
+        &self,
+        replica: u64,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> io::Result<Vec<LogEntry>> {
+        'again: loop {
+            let found = self.lookup(replica, range.clone(), max_bytes);
+            let mut entries = Vec::with_capacity(found.len());
+            for (lookup, segment) in found {
+                match (lookup, segment) {
+                    (
+                        Lookup::Cached {
+                            term,
+                            index,
+                            payload,
+                        },
+                        _,
+                    ) => entries.push(LogEntry {
+                        term,
+                        index,
+                        payload,
+                    }),
+                    (Lookup::Stored { term, index, place }, segment) => {
+                        match read_stored(replica, term, index, place, segment.as_deref()) {
+                            Ok(payload) => entries.push(LogEntry {
+                                term,
+                                index,
+                                payload,
+                            }),
+                            // It was moved, and its segment used again, since it was looked up.
+                            Err(_) if !self.still_at(replica, index, place) => continue 'again,
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+            }
+            return Ok(entries);
+        }
+    }
+
+    /// Waits until the queue takes more; calls that do not wait here are still taken.
+    pub(crate) async fn room(&self) {
+        loop {
+            let written = self.handle.shared.room.notified();
+            let (queued, life) = {
+                let state = self.state_lock();
+                (state.queued_bytes, state.life.clone())
+            };
+            if queued <= MAX_QUEUED_BYTES || life != Life::Open {
+                return;
+            }
+            written.await;
+        }
+    }
+
+    /// Whether the disk was too full to prepare the next segments: commands are to be refused before they are
+    /// proposed, so that what is prepared serves votes, truncations, purges and reclaiming.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state_lock().full
+    }
+
+    /// Figures since the log was opened.
+    pub(crate) fn stats(&self) -> WalStats {
+        let state = self.state_lock();
+        WalStats {
+            syncs: state.counters.syncs,
+            batches: state.counters.batches,
+            records: state.counters.records,
+            entries: state.counters.entries,
+            bytes: state.counters.bytes,
+            copied_bytes: state.counters.copied_bytes,
+            segments: state.readers.len() as u64,
+            spare_segments: state.counters.spares as u64,
+            live_bytes: state.index.live_bytes(),
+            cached_bytes: state.index.cached_bytes() as u64,
+            queued_bytes: state.queued_bytes as u64,
+        }
+    }
+
+    /// Writes what is queued and that the log was closed, and waits for it. Later calls get errors.
+    pub(crate) fn close(&self) {
+        self.handle.close();
+    }
+
+    /// Holds the reason after a failed write or sync.
+    pub(crate) fn poisoned(&self) -> watch::Receiver<Option<String>> {
+        self.handle.shared.poisoned.subscribe()
+    }
+
+    fn state_lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.handle.shared.state)
+    }
+
+    fn submit(&self, done: Option<Done>, queue: impl FnOnce(&mut State) -> io::Result<()>) {
+        let urgent = done.is_some();
+        let mut state = self.state_lock();
+        let result = match &state.life {
+            Life::Open => queue(&mut state),
+            ended => Err(ended.error()),
+        };
+        if result.is_ok() && state.backing != Backing::Memory {
+            let open = state.open();
+            open.urgent |= urgent;
+            open.waiting.extend(done);
+            if state.has_work() {
+                self.handle.shared.work.notify_one();
+            }
+            return;
+        }
+        drop(state);
+        match done {
+            Some(done) => done(result),
+            None => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a record was not queued");
+                }
+            }
+        }
+    }
+
+    fn lookup(
+        &self,
+        replica: u64,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Vec<(Lookup, Option<Arc<SegmentFile>>)> {
+        let state = self.state_lock();
+        let found = state.index.lookup(replica, range, max_bytes).into_iter();
+        found
+            .map(|lookup| {
+                let segment = match &lookup {
+                    Lookup::Stored {
+                        place: Place::Written { segment_use, .. },
+                        ..
+                    } => state.readers.get(segment_use).cloned(),
+                    _ => None,
+                };
+                (lookup, segment)
+            })
+            .collect()
+    }
+
+    fn still_at(&self, replica: u64, index: u64, place: Place) -> bool {
+        self.state_lock()
+            .index
+            .place(replica, index::Item::Entry(index))
+            == Some(place)
+    }
+}
+
+fn push_known(state: &mut State, replica: u64, record: &Record<'_>) -> io::Result<()> {
+    check_known(state, replica)?;
+    state.check(record)?;
+    state.push(replica, record, None);
+    Ok(())
+}
+
+fn check_known(state: &State, replica: u64) -> io::Result<()> {
+    if state.index.contains(replica) {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("replica {replica:016x} is not in this log: create it first"),
+    ))
+}
+
+fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Result<()> {
+    check_known(state, replica)?;
+    let known = state.index.state(replica).unwrap_or_default();
+    let refuse = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    let mut next = None;
+    for entry in entries {
+        state.check(&Record::Entry {
+            term: entry.term,
+            index: entry.index,
+            payload: &entry.payload,
+        })?;
+        if next.is_some_and(|next| next != entry.index) {
+            return refuse(format!(
+                "entry {} in a row where {next:?} is due",
+                entry.index
+            ));
+        }
+        next = Some(entry.index + 1);
+    }
+    let Some(first) = entries.first() else {
+        return Ok(());
+    };
+    if known.last.is_some_and(|last| first.index > last.index + 1) {
+        return refuse(format!(
+            "entry {} does not follow {:?}",
+            first.index, known.last
+        ));
+    }
+    if known
+        .last_purged
+        .is_some_and(|purged| first.index <= purged.index)
+    {
+        return refuse(format!(
+            "entry {} was purged: {:?}",
+            first.index, known.last_purged
+        ));
+    }
+    Ok(())
+}
+
+fn read_stored(
+    replica: u64,
+    term: u64,
+    index: u64,
+    place: Place,
+    segment: Option<&SegmentFile>,
+) -> io::Result<Bytes> {
+    let (Place::Written { offset, length, .. }, Some(segment)) = (place, segment) else {
+        return Err(io::Error::other(format!(
+            "entry {index} of replica {replica:016x} is in no segment"
+        )));
+    };
+    let mut bytes = vec![0; length as usize];
+    segment.file.read_at(&mut bytes, u64::from(offset))?;
+    let payload_length = match record::decode(&bytes) {
+        Some((
+            found,
+            Record::Entry {
+                term: found_term,
+                index: found_index,
+                payload,
+            },
+            _,
+        )) if (found, found_term, found_index) == (replica, term, index) => payload.len(),
+        _ => {
+            let message = format!(
+                "the log is damaged: entry {index} of replica {replica:016x} is not at byte {offset} of {}",
+                segment.path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+    };
+    let bytes = Bytes::from(bytes);
+    Ok(bytes.slice(bytes.len() - payload_length..))
+}
+
+impl Handle {
+    fn close(&self) {
+        {
+            let mut state = lock(&self.shared.state);
+            if state.life == Life::Open {
+                state.life = if state.backing == Backing::Memory {
+                    Life::Closed
+                } else {
+                    Life::Closing
+                };
+            }
+        }
+        self.shared.work.notify_one();
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // The appender poisons the log itself if it ends otherwise than asked.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    /// Ends the log: all who wait, and `waiting`, get errors.
+    fn poison(&self, reason: &str, mut waiting: Vec<Done>) {
+        let error = {
+            let mut state = lock(&self.state);
+            if state.life != Life::Closed {
+                state.life = Life::Poisoned(reason.to_owned());
+            }
+            waiting.extend(state.take_waiting());
+            state.life.clone()
+        };
+        self.poisoned.send_replace(Some(reason.to_owned()));
+        self.room.notify_waiters();
+        waiting
+            .into_iter()
+            .for_each(|done| done(Err(error.error())));
+    }
+}
+
+/// A thread that panicked while it held the lock is no reason to stop the others: nothing that is changed under
+/// the lock is left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,1 @@
+//! The log under crashes, full and failing disks, and random use.
