@@ -108,6 +108,11 @@ pub(crate) fn stamp(encoded: &mut BytesMut, now: LogTime) {
     }
 }
 
+/// Whether an encoded command may be sent more than once.
+pub(crate) fn has_id(encoded: &[u8]) -> bool {
+    encoded.get(1) == Some(&KIND_ONCE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -65,11 +65,7 @@ impl GroupConfig {
     /// The largest encoded command, 1 byte to 4 MiB.
     pub fn with_max_command_bytes(mut self, max: usize) -> Result<Self, ConfigError> {
         if max == 0 || max > 4 << 20 {
-            return Err(ConfigError {
-                setting: "max_command_bytes",
-                given: max.to_string(),
-                allowed: "1 to 4194304",
-            });
+            return Err(ConfigError { setting: "max_command_bytes", given: max.to_string(), allowed: "1 to 4194304" });
         }
         self.max_command_bytes = max;
         Ok(self)

@@ -57,9 +57,7 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(
-            OpenOptions::new().read(true).write(true).open(path)?,
-        ))
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -93,9 +91,7 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<DiskLock> {
-        Ok(DiskLock {
-            _held: Box::new(system::lock(path)?),
-        })
+        Ok(DiskLock { _held: Box::new(system::lock(path)?) })
     }
 
     fn available_bytes(&self, dir: &Path) -> io::Result<u64> {
@@ -144,11 +140,7 @@ mod system {
     }
 
     pub(super) fn lock(path: &Path) -> io::Result<File> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(file)
     }
@@ -200,17 +192,11 @@ mod system {
 
     pub(super) fn lock(path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .share_mode(0);
-        options
-            .open(path)
-            .map_err(|error| match error.raw_os_error() {
-                Some(SHARING_VIOLATION) => io::ErrorKind::WouldBlock.into(),
-                _ => error,
-            })
+        options.write(true).create(true).truncate(false).share_mode(0);
+        options.open(path).map_err(|error| match error.raw_os_error() {
+            Some(SHARING_VIOLATION) => io::ErrorKind::WouldBlock.into(),
+            _ => error,
+        })
     }
 
     /// Not known without unsafe code: a full disk shows itself when a segment is prepared.
@@ -238,14 +224,8 @@ mod tests {
         let file = RealDisk.open(&path).unwrap();
         let mut bytes = vec![0; 11];
         file.read_at(&mut bytes, 0).unwrap();
-        assert_eq!(
-            (bytes.as_slice(), file.len().unwrap()),
-            (&b"hello world"[..], 11)
-        );
-        assert_eq!(
-            file.read_at(&mut bytes, 1).unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert_eq!((bytes.as_slice(), file.len().unwrap()), (&b"hello world"[..], 11));
+        assert_eq!(file.read_at(&mut bytes, 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(RealDisk.list(dir.path()).unwrap(), ["file"]);
     }
 

@@ -1,5 +1,7 @@
 //! What can go wrong, sorted by the only question that matters to a caller: did it happen?
 
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::status::{LogPosition, ReplicaId};
@@ -161,9 +163,11 @@ pub enum InitializeError {
 pub enum StartError {
     /// The data directory cannot be used.
     #[error(transparent)]
-    Store(#[from] crate::store::StoreError),
+    Store(#[from] StoreError),
     /// A snapshot is missing or damaged while its log is gone.
-    #[error("group {group}: {reason}; the replica's data is damaged: restore it, or wipe the directory so that the node joins as new")]
+    #[error(
+        "group {group}: {reason}; the replica's data is damaged: restore it, or wipe the directory so that the node joins as new"
+    )]
     Damaged {
         /// The group.
         group: String,
@@ -181,4 +185,51 @@ pub enum StartError {
     /// A setting or argument is wrong.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused.
+    #[error("{path}: {error}; check the path, its permissions and the space on its disk", path = path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its words.
+        error: io::Error,
+    },
+    /// Another process uses it.
+    #[error("{path} is in use by another process; stop that one, or give each node a directory of its own", path = path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is another node's.
+    #[error("{path} belongs to node {found}, this node is named {given}; give the node its own directory", path = path.display())]
+    WrongName {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who asked.
+        given: String,
+    },
+    /// A file is not what it was when it was written, or was written by a newer program.
+    #[error("{file}, byte {offset}: {reason}; restore the directory, or wipe it so that the node joins as new", file = file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The log refused.
+    #[error("{path}: {reason}", path = path.display())]
+    Log {
+        /// The log's directory.
+        path: PathBuf,
+        /// Its words, with file and offset.
+        reason: String,
+    },
 }

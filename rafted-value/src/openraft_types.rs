@@ -17,7 +17,6 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Member,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
-        Responder<T> = openraft::impls::OneshotResponder<Self, T> where T: openraft::OptionalSend + 'static,
         AsyncRuntime = openraft::impls::TokioRuntime,
 );
 
@@ -57,6 +56,33 @@ pub(crate) enum Applied {
     Expired,
     /// The user's code panicked, or the command's bytes are not of the value's type.
     Failed(String),
+}
+
+const KEPT_REPLY: u8 = 0;
+const KEPT_FAILURE: u8 = 1;
+
+impl Applied {
+    /// What a session keeps of it, to answer a repetition.
+    pub(crate) fn to_kept(&self) -> Bytes {
+        let (kind, bytes) = match self {
+            Self::Reply(reply) => (KEPT_REPLY, &reply[..]),
+            Self::Failed(message) => (KEPT_FAILURE, message.as_bytes()),
+            Self::Nothing | Self::Expired => (KEPT_REPLY, &[][..]),
+        };
+        let mut writer = Writer::with_capacity(1 + bytes.len());
+        writer.u8(kind);
+        writer.raw(bytes);
+        writer.into_bytes()
+    }
+
+    /// Reads what [`Applied::to_kept`] wrote.
+    pub(crate) fn from_kept(kept: Bytes) -> Self {
+        match kept.first() {
+            Some(&KEPT_REPLY) => Self::Reply(kept.slice(1..)),
+            Some(_) => Self::Failed(String::from_utf8_lossy(&kept[1..]).into_owned()),
+            None => Self::Expired,
+        }
+    }
 }
 
 pub(crate) fn log_id(term: u64, index: u64) -> LogId {
@@ -141,7 +167,7 @@ pub(crate) fn read_membership(reader: &mut Reader) -> Result<Membership, Malform
 }
 
 pub(crate) fn write_log_id(writer: &mut Writer, id: LogId) {
-    writer.u64(*id.committed_leader_id());
+    writer.u64(**id.committed_leader_id());
     writer.u64(id.index);
 }
 

@@ -53,11 +53,26 @@ pub(crate) struct Request {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum RequestBody {
     Append(Append),
-    Vote { vote: Vote, last: Option<LogId>, transfer: bool },
-    PreVote { vote: Vote, last: Option<LogId>, transfer: bool },
-    TransferLeader { from: Vote, to: u64, last: Option<LogId> },
+    Vote {
+        vote: Vote,
+        last: Option<LogId>,
+        transfer: bool,
+    },
+    PreVote {
+        vote: Vote,
+        last: Option<LogId>,
+        transfer: bool,
+    },
+    TransferLeader {
+        from: Vote,
+        to: u64,
+        last: Option<LogId>,
+    },
     /// Followed by the snapshot's bytes.
-    Snapshot { vote: Vote, meta: SnapshotMeta },
+    Snapshot {
+        vote: Vote,
+        meta: SnapshotMeta,
+    },
     /// An encoded `command.rs`, for the leader.
     Command(Bytes),
     /// An encoded query of the value, for the leader.
@@ -67,7 +82,10 @@ pub(crate) enum RequestBody {
     /// Who are you, and do you know members?
     Hello,
     /// For the leader: let this replica in, in place of others on a node of that name.
-    Join { replica: u64, member: Member },
+    Join {
+        replica: u64,
+        member: Member,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -85,17 +103,35 @@ pub(crate) enum Answer {
     AppendPartial(Option<LogId>),
     AppendConflict,
     AppendHigherVote(Vote),
-    Vote { vote: Vote, granted: bool, last: Option<LogId> },
+    Vote {
+        vote: Vote,
+        granted: bool,
+        last: Option<LogId>,
+    },
     TransferAccepted,
-    TransferVoteChanged { expected: Vote, actual: Vote },
-    TransferLogNotFlushed { expected: Option<LogId>, actual: Option<LogId> },
-    Snapshot { vote: Vote },
+    TransferVoteChanged {
+        expected: Vote,
+        actual: Vote,
+    },
+    TransferLogNotFlushed {
+        expected: Option<LogId>,
+        actual: Option<LogId>,
+    },
+    Snapshot {
+        vote: Vote,
+    },
     Reply(Bytes),
-    Hello { replica: u64, initialized: bool },
+    Hello {
+        replica: u64,
+        node: u64,
+        initialized: bool,
+    },
     Done,
     /// Not hosted here: "unreachable", never a vote or a log answer.
     WrongReplica,
-    NotLeader { leader: Option<(u64, Member)> },
+    NotLeader {
+        leader: Option<(u64, Member)>,
+    },
     NotHappened(NotHappened),
     Unknown(UnknownOutcome),
     Failed(String),
@@ -301,9 +337,10 @@ impl Answer {
                 write_vote(&mut writer, vote);
             }
             Self::Reply(bytes) => write_raw(&mut writer, 10, bytes),
-            Self::Hello { replica, initialized } => {
+            Self::Hello { replica, node, initialized } => {
                 writer.u8(11);
                 writer.u64(*replica);
+                writer.u64(*node);
                 writer.u8(u8::from(*initialized));
             }
             Self::Done => writer.u8(12),
@@ -354,7 +391,7 @@ impl Answer {
             },
             9 => Self::Snapshot { vote: read_vote(&mut reader)? },
             10 => return Ok(Self::Reply(reader.rest())),
-            11 => Self::Hello { replica: reader.u64()?, initialized: read_bool(&mut reader)? },
+            11 => Self::Hello { replica: reader.u64()?, node: reader.u64()?, initialized: read_bool(&mut reader)? },
             12 => Self::Done,
             13 => Self::WrongReplica,
             14 => Self::NotLeader { leader: reader.option(|reader| Ok((reader.u64()?, Member::read(reader)?)))? },

@@ -117,7 +117,9 @@ impl Sessions {
     }
 
     fn raise_low_water(&mut self, id: &CommandId) {
-        let Some(session) = self.sessions.get_mut(&id.session) else { return };
+        let Some(session) = self.sessions.get_mut(&id.session) else {
+            return;
+        };
         if id.low_water <= session.low_water {
             return;
         }

@@ -120,12 +120,7 @@ const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
 impl Default for WalConfig {
     /// Segments of 64 MiB, two of them in reserve for a full disk, and 64 MiB of recent entries in memory.
     fn default() -> Self {
-        Self {
-            segment_bytes: 64 * 1024 * 1024,
-            cache_bytes: 64 * 1024 * 1024,
-            reserve_segments: 2,
-            salt: None,
-        }
+        Self { segment_bytes: 64 * 1024 * 1024, cache_bytes: 64 * 1024 * 1024, reserve_segments: 2, salt: None }
     }
 }
 
@@ -158,10 +153,7 @@ impl WalConfig {
 
     fn backing(&self) -> Backing {
         let half = self.capacity() / 2;
-        Backing::Files {
-            batch_bytes: half.min(MAX_BATCH_BYTES) as usize,
-            record_bytes: half as usize,
-        }
+        Backing::Files { batch_bytes: half.min(MAX_BATCH_BYTES) as usize, record_bytes: half as usize }
     }
 }
 
@@ -265,30 +257,17 @@ struct Shared {
 
 impl Wal {
     /// Opens the log in `dir`, or makes one, and starts its thread.
-    pub(crate) fn open(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        config: WalConfig,
-    ) -> Result<Wal, WalError> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, dir: &Path, config: WalConfig) -> Result<Wal, WalError> {
         let (wal, appender) = Self::open_stepped(disk, dir, config)?;
-        let thread = std::thread::Builder::new()
-            .name("wal-appender".into())
-            .spawn(move || appender.run());
-        let thread = thread.map_err(|source| WalError::Io {
-            action: "start the thread for",
-            path: dir.into(),
-            source,
-        })?;
+        let thread = std::thread::Builder::new().name("wal-appender".into()).spawn(move || appender.run());
+        let thread =
+            thread.map_err(|source| WalError::Io { action: "start the thread for", path: dir.into(), source })?;
         *lock(&wal.handle.thread) = Some(thread);
         Ok(wal)
     }
 
     /// Opens the log without a thread: nothing is written until the appender is stepped.
-    fn open_stepped(
-        disk: Arc<dyn Disk>,
-        dir: &Path,
-        config: WalConfig,
-    ) -> Result<(Wal, Appender), WalError> {
+    fn open_stepped(disk: Arc<dyn Disk>, dir: &Path, config: WalConfig) -> Result<(Wal, Appender), WalError> {
         let recovered = recovery::recover(disk, dir, &config)?;
         let segments = recovered.segments;
         let mut state = State::new(
@@ -298,11 +277,7 @@ impl Wal {
             recovered.oldest_use,
             segments.active_use(),
         );
-        state.readers = segments
-            .used
-            .iter()
-            .map(|(&at, used)| (at, used.segment.clone()))
-            .collect();
+        state.readers = segments.used.iter().map(|(&at, used)| (at, used.segment.clone())).collect();
         let wal = Self::with_state(state);
         let appender = Appender::new(wal.handle.shared.clone(), segments, config.capacity());
         Ok((wal, appender))
@@ -320,12 +295,7 @@ impl Wal {
             room: Notify::new(),
             poisoned: watch::Sender::new(None),
         };
-        Wal {
-            handle: Arc::new(Handle {
-                shared: Arc::new(shared),
-                thread: Mutex::new(None),
-            }),
-        }
+        Wal { handle: Arc::new(Handle { shared: Arc::new(shared), thread: Mutex::new(None) }) }
     }
 
     /// The replicas that were created and not removed.
@@ -371,11 +341,7 @@ impl Wal {
                 state.push(replica, &Record::Truncate(first.index.checked_sub(1)), None);
             }
             for entry in entries {
-                let record = Record::Entry {
-                    term: entry.term,
-                    index: entry.index,
-                    payload: &entry.payload,
-                };
+                let record = Record::Entry { term: entry.term, index: entry.index, payload: &entry.payload };
                 state.push(replica, &record, Some(entry.payload.clone()));
             }
             Ok(())
@@ -384,34 +350,25 @@ impl Wal {
 
     /// Saves a vote, in place of the one before.
     pub(crate) fn save_vote(&self, replica: u64, vote: VoteRecord, done: Done) {
-        self.submit(Some(done), |state| {
-            push_known(state, replica, &Record::Vote(vote))
-        });
+        self.submit(Some(done), |state| push_known(state, replica, &Record::Vote(vote)));
     }
 
     /// Saves where the replica's snapshot is, in place of the pointer before.
     pub(crate) fn save_snapshot(&self, replica: u64, pointer: SnapshotPointer, done: Done) {
-        self.submit(Some(done), |state| {
-            push_known(state, replica, &Record::Snapshot(pointer))
-        });
+        self.submit(Some(done), |state| push_known(state, replica, &Record::Snapshot(pointer)));
     }
 
     /// Drops the entries above `index`; all of them without one. Seen by readers at once, and on disk before
     /// everything that comes later.
     pub(crate) fn truncate_after(&self, replica: u64, index: Option<u64>) {
-        self.submit(None, |state| {
-            push_known(state, replica, &Record::Truncate(index))
-        });
+        self.submit(None, |state| push_known(state, replica, &Record::Truncate(index)));
     }
 
     /// Drops the entries up to `position`, which need not be there. Seen by readers at once, and on disk before
     /// everything that comes later. A smaller position than the last one changes nothing.
     pub(crate) fn purge(&self, replica: u64, position: Position) {
         self.submit(None, |state| {
-            let purged = state
-                .index
-                .state(replica)
-                .and_then(|state| state.last_purged);
+            let purged = state.index.state(replica).and_then(|state| state.last_purged);
             if purged.is_some_and(|purged| purged.index >= position.index) {
                 return Ok(());
             }
@@ -422,9 +379,7 @@ impl Wal {
     /// Saves how far the replica knows entries to be committed. It forces no sync and goes with the next batch,
     /// or when the log is closed; until then a crash forgets it.
     pub(crate) fn save_committed(&self, replica: u64, position: Position) {
-        self.submit(None, |state| {
-            push_known(state, replica, &Record::Committed(position))
-        });
+        self.submit(None, |state| push_known(state, replica, &Record::Committed(position)));
     }
 
     /// What is known of a replica; none if it was not created.
@@ -434,36 +389,16 @@ impl Wal {
 
     /// The entries in `range` that are there, in order, until their payloads have more than `max_bytes`, but at
     /// least one. May read from disk.
-    pub(crate) fn read(
-        &self,
-        replica: u64,
-        range: Range<u64>,
-        max_bytes: usize,
-    ) -> io::Result<Vec<LogEntry>> {
+    pub(crate) fn read(&self, replica: u64, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         'again: loop {
             let found = self.lookup(replica, range.clone(), max_bytes);
             let mut entries = Vec::with_capacity(found.len());
             for (lookup, segment) in found {
                 match (lookup, segment) {
-                    (
-                        Lookup::Cached {
-                            term,
-                            index,
-                            payload,
-                        },
-                        _,
-                    ) => entries.push(LogEntry {
-                        term,
-                        index,
-                        payload,
-                    }),
+                    (Lookup::Cached { term, index, payload }, _) => entries.push(LogEntry { term, index, payload }),
                     (Lookup::Stored { term, index, place }, segment) => {
                         match read_stored(replica, term, index, place, segment.as_deref()) {
-                            Ok(payload) => entries.push(LogEntry {
-                                term,
-                                index,
-                                payload,
-                            }),
+                            Ok(payload) => entries.push(LogEntry { term, index, payload }),
                             // It was moved, and its segment used again, since it was looked up.
                             Err(_) if !self.still_at(replica, index, place) => continue 'again,
                             Err(error) => return Err(error),
@@ -555,21 +490,15 @@ impl Wal {
         }
     }
 
-    fn lookup(
-        &self,
-        replica: u64,
-        range: Range<u64>,
-        max_bytes: usize,
-    ) -> Vec<(Lookup, Option<Arc<SegmentFile>>)> {
+    fn lookup(&self, replica: u64, range: Range<u64>, max_bytes: usize) -> Vec<(Lookup, Option<Arc<SegmentFile>>)> {
         let state = self.state_lock();
         let found = state.index.lookup(replica, range, max_bytes).into_iter();
         found
             .map(|lookup| {
                 let segment = match &lookup {
-                    Lookup::Stored {
-                        place: Place::Written { segment_use, .. },
-                        ..
-                    } => state.readers.get(segment_use).cloned(),
+                    Lookup::Stored { place: Place::Written { segment_use, .. }, .. } => {
+                        state.readers.get(segment_use).cloned()
+                    }
                     _ => None,
                 };
                 (lookup, segment)
@@ -578,10 +507,7 @@ impl Wal {
     }
 
     fn still_at(&self, replica: u64, index: u64, place: Place) -> bool {
-        self.state_lock()
-            .index
-            .place(replica, index::Item::Entry(index))
-            == Some(place)
+        self.state_lock().index.place(replica, index::Item::Entry(index)) == Some(place)
     }
 }
 
@@ -596,10 +522,7 @@ fn check_known(state: &State, replica: u64) -> io::Result<()> {
     if state.index.contains(replica) {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("replica {replica:016x} is not in this log: create it first"),
-    ))
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("replica {replica:016x} is not in this log: create it first")))
 }
 
 fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Result<()> {
@@ -608,16 +531,9 @@ fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Resul
     let refuse = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     let mut next = None;
     for entry in entries {
-        state.check(&Record::Entry {
-            term: entry.term,
-            index: entry.index,
-            payload: &entry.payload,
-        })?;
+        state.check(&Record::Entry { term: entry.term, index: entry.index, payload: &entry.payload })?;
         if next.is_some_and(|next| next != entry.index) {
-            return refuse(format!(
-                "entry {} in a row where {next:?} is due",
-                entry.index
-            ));
+            return refuse(format!("entry {} in a row where {next:?} is due", entry.index));
         }
         next = Some(entry.index + 1);
     }
@@ -625,47 +541,26 @@ fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Resul
         return Ok(());
     };
     if known.last.is_some_and(|last| first.index > last.index + 1) {
-        return refuse(format!(
-            "entry {} does not follow {:?}",
-            first.index, known.last
-        ));
+        return refuse(format!("entry {} does not follow {:?}", first.index, known.last));
     }
-    if known
-        .last_purged
-        .is_some_and(|purged| first.index <= purged.index)
-    {
-        return refuse(format!(
-            "entry {} was purged: {:?}",
-            first.index, known.last_purged
-        ));
+    if known.last_purged.is_some_and(|purged| first.index <= purged.index) {
+        return refuse(format!("entry {} was purged: {:?}", first.index, known.last_purged));
     }
     Ok(())
 }
 
-fn read_stored(
-    replica: u64,
-    term: u64,
-    index: u64,
-    place: Place,
-    segment: Option<&SegmentFile>,
-) -> io::Result<Bytes> {
+fn read_stored(replica: u64, term: u64, index: u64, place: Place, segment: Option<&SegmentFile>) -> io::Result<Bytes> {
     let (Place::Written { offset, length, .. }, Some(segment)) = (place, segment) else {
-        return Err(io::Error::other(format!(
-            "entry {index} of replica {replica:016x} is in no segment"
-        )));
+        return Err(io::Error::other(format!("entry {index} of replica {replica:016x} is in no segment")));
     };
     let mut bytes = vec![0; length as usize];
     segment.file.read_at(&mut bytes, u64::from(offset))?;
     let payload_length = match record::decode(&bytes) {
-        Some((
-            found,
-            Record::Entry {
-                term: found_term,
-                index: found_index,
-                payload,
-            },
-            _,
-        )) if (found, found_term, found_index) == (replica, term, index) => payload.len(),
+        Some((found, Record::Entry { term: found_term, index: found_index, payload }, _))
+            if (found, found_term, found_index) == (replica, term, index) =>
+        {
+            payload.len()
+        }
         _ => {
             let message = format!(
                 "the log is damaged: entry {index} of replica {replica:016x} is not at byte {offset} of {}",
@@ -683,11 +578,7 @@ impl Handle {
         {
             let mut state = lock(&self.shared.state);
             if state.life == Life::Open {
-                state.life = if state.backing == Backing::Memory {
-                    Life::Closed
-                } else {
-                    Life::Closing
-                };
+                state.life = if state.backing == Backing::Memory { Life::Closed } else { Life::Closing };
             }
         }
         self.shared.work.notify_one();
@@ -720,9 +611,7 @@ impl Shared {
         };
         self.poisoned.send_replace(Some(reason.to_owned()));
         self.room.notify_waiters();
-        waiting
-            .into_iter()
-            .for_each(|done| done(Err(error.error())));
+        waiting.into_iter().for_each(|done| done(Err(error.error())));
     }
 }
 

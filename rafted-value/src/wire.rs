@@ -11,8 +11,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 ///
 /// It is implemented for everything that derives rkyv's three traits (see [`messages!`](crate::messages));
 /// nobody implements it by hand. Use `u64`, not `usize`: rkyv archives `usize` as 32 bits.
-pub trait Wire:
-    Sized
+pub trait Wire: Sized
     + Send
     + Sync
     + 'static

@@ -124,16 +124,8 @@ impl FaultyDisk {
         }
         names.retain(|name, _| inner.names.contains_key(name) || !random.random_bool(kept));
         let capacity = inner.capacity;
-        let restarted = Inner {
-            nodes,
-            durable_names: names.clone(),
-            names,
-            capacity,
-            ..Inner::default()
-        };
-        FaultyDisk {
-            inner: Arc::new(Mutex::new(restarted)),
-        }
+        let restarted = Inner { nodes, durable_names: names.clone(), names, capacity, ..Inner::default() };
+        FaultyDisk { inner: Arc::new(Mutex::new(restarted)) }
     }
 
     /// The disk after a kill of the process: nothing is lost, and nothing more is synced.
@@ -146,9 +138,7 @@ impl FaultyDisk {
             capacity: inner.capacity,
             ..Inner::default()
         };
-        FaultyDisk {
-            inner: Arc::new(Mutex::new(reopened)),
-        }
+        FaultyDisk { inner: Arc::new(Mutex::new(reopened)) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -190,10 +180,7 @@ fn lost() -> io::Error {
 
 impl Inner {
     fn used_bytes(&self) -> u64 {
-        self.names
-            .values()
-            .map(|&node| self.nodes[node].content.len() as u64)
-            .sum()
+        self.names.values().map(|&node| self.nodes[node].content.len() as u64).sum()
     }
 
     /// Counts an operation; whether it is to fail.
@@ -220,33 +207,16 @@ impl Inner {
         let crashes = self.fault == Some((self.operations, Fault::Crash));
         let fails = self.operation();
         if let Ok(true) = fails {
-            self.apply(
-                node,
-                Change::Write {
-                    offset: offset as usize,
-                    bytes: bytes[..bytes.len() / 2].to_vec(),
-                },
-            );
+            self.apply(node, Change::Write { offset: offset as usize, bytes: bytes[..bytes.len() / 2].to_vec() });
             return Err(io::Error::other("the write failed"));
         }
-        let grows =
-            (offset + bytes.len() as u64).saturating_sub(self.nodes[node].content.len() as u64);
-        if fails.is_ok()
-            && self
-                .capacity
-                .is_some_and(|capacity| grows > 0 && self.used_bytes() + grows > capacity)
-        {
+        let grows = (offset + bytes.len() as u64).saturating_sub(self.nodes[node].content.len() as u64);
+        if fails.is_ok() && self.capacity.is_some_and(|capacity| grows > 0 && self.used_bytes() + grows > capacity) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         if crashes || fails.is_ok() {
             // A write on its way at the crash may have arrived in parts.
-            self.apply(
-                node,
-                Change::Write {
-                    offset: offset as usize,
-                    bytes: bytes.to_vec(),
-                },
-            );
+            self.apply(node, Change::Write { offset: offset as usize, bytes: bytes.to_vec() });
         }
         fails.map(|_| ())
     }
@@ -261,11 +231,7 @@ impl Inner {
     }
 
     fn failing_operation(&mut self) -> io::Result<()> {
-        if self.operation()? {
-            Err(io::Error::other("the disk failed"))
-        } else {
-            Ok(())
-        }
+        if self.operation()? { Err(io::Error::other("the disk failed")) } else { Ok(()) }
     }
 }
 
@@ -284,13 +250,8 @@ impl DiskFile for FaultyFile {
         if inner.crashed {
             return Err(lost());
         }
-        let content = inner.nodes[self.node]
-            .content
-            .get(offset as usize..)
-            .unwrap_or_default();
-        let found = content
-            .get(..buffer.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let content = inner.nodes[self.node].content.get(offset as usize..).unwrap_or_default();
+        let found = content.get(..buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(found);
         Ok(())
     }
@@ -332,15 +293,8 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let node = *self
-            .inner()
-            .names
-            .get(path)
-            .ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(FaultyFile {
-            disk: self.clone(),
-            node,
-        }))
+        let node = *self.inner().names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(FaultyFile { disk: self.clone(), node }))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -349,10 +303,7 @@ impl Disk for FaultyDisk {
         let node = inner.nodes.len();
         inner.nodes.push(Node::default());
         inner.names.insert(path.to_owned(), node);
-        Ok(Arc::new(FaultyFile {
-            disk: self.clone(),
-            node,
-        }))
+        Ok(Arc::new(FaultyFile { disk: self.clone(), node }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -373,36 +324,24 @@ impl Disk for FaultyDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let inner = self.inner();
         let names = inner.names.keys().filter(|name| name.parent() == Some(dir));
-        Ok(names
-            .filter_map(|name| Some(name.file_name()?.to_str()?.to_owned()))
-            .collect())
+        Ok(names.filter_map(|name| Some(name.file_name()?.to_str()?.to_owned())).collect())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.failing_operation()?;
         let names = inner.names.clone();
-        inner
-            .durable_names
-            .retain(|name, _| name.parent() != Some(dir));
-        inner.durable_names.extend(
-            names
-                .into_iter()
-                .filter(|(name, _)| name.parent() == Some(dir)),
-        );
+        inner.durable_names.retain(|name, _| name.parent() != Some(dir));
+        inner.durable_names.extend(names.into_iter().filter(|(name, _)| name.parent() == Some(dir)));
         Ok(())
     }
 
     fn lock(&self, _path: &Path) -> io::Result<DiskLock> {
-        Ok(DiskLock {
-            _held: Box::new(()),
-        })
+        Ok(DiskLock { _held: Box::new(()) })
     }
 
     fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let inner = self.inner();
-        Ok(inner.capacity.map_or(u64::MAX, |capacity| {
-            capacity.saturating_sub(inner.used_bytes())
-        }))
+        Ok(inner.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(inner.used_bytes())))
     }
 }

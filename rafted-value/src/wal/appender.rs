@@ -80,17 +80,8 @@ impl State {
 
 impl Appender {
     pub(super) fn new(shared: Arc<Shared>, segments: Segments, capacity: u64) -> Self {
-        let reclaimed = Slot {
-            segment_use: 0,
-            offset: 0,
-        };
-        Self {
-            shared,
-            segments,
-            capacity,
-            delayed: None,
-            reclaimed,
-        }
+        let reclaimed = Slot { segment_use: 0, offset: 0 };
+        Self { shared, segments, capacity, delayed: None, reclaimed }
     }
 
     /// Steps until the log is closed or has failed.
@@ -101,10 +92,7 @@ impl Appender {
                 Step::Wrote => {}
                 Step::Idle => {
                     if let Err(error) = self.wait() {
-                        self.fail(
-                            &format!("a segment cannot be prepared: {error}"),
-                            Vec::new(),
-                        );
+                        self.fail(&format!("a segment cannot be prepared: {error}"), Vec::new());
                         return;
                     }
                 }
@@ -120,16 +108,10 @@ impl Appender {
         let mut state = lock(&shared.state);
         while !state.has_work() && state.life == Life::Open {
             if !state.full {
-                state = shared
-                    .work
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = shared
-                .work
-                .wait_timeout(state, FULL_RETRY)
-                .unwrap_or_else(PoisonError::into_inner);
+            let waited = shared.work.wait_timeout(state, FULL_RETRY).unwrap_or_else(PoisonError::into_inner);
             drop(waited);
             self.segments.prepare_again()?;
             state = lock(&shared.state);
@@ -150,17 +132,11 @@ impl Appender {
             },
         };
         let length = batch.bytes.len() as u64;
-        let slot = match self
-            .segments
-            .reserve(length, batch.sequence, batch.oldest_use)
-        {
+        let slot = match self.segments.reserve(length, batch.sequence, batch.oldest_use) {
             Ok(slot) => slot,
             Err(SpaceError::Full) => return self.delay(batch),
             Err(SpaceError::Failed(error)) => {
-                return self.fail(
-                    &format!("a segment cannot be prepared: {error}"),
-                    batch.waiting,
-                );
+                return self.fail(&format!("a segment cannot be prepared: {error}"), batch.waiting);
             }
         };
         self.write(batch, slot)
@@ -177,43 +153,27 @@ impl Appender {
         };
         header.seal(&mut batch.bytes, &self.segments.salt, slot.offset);
         if let Err(error) = self.segments.write(slot, &batch.bytes) {
-            let reason = format!(
-                "a batch cannot be written to segment {}: {error}",
-                slot.segment_use
-            );
+            let reason = format!("a batch cannot be written to segment {}: {error}", slot.segment_use);
             return self.fail(&reason, batch.waiting);
         }
         self.finish(batch, slot);
         match self.segments.prepare() {
             Ok(()) => Step::Wrote,
-            Err(error) => self.fail(
-                &format!("a segment cannot be prepared: {error}"),
-                Vec::new(),
-            ),
+            Err(error) => self.fail(&format!("a segment cannot be prepared: {error}"), Vec::new()),
         }
     }
 
     /// The batch is durable.
     fn finish(&mut self, mut batch: Batch, slot: Slot) {
         let freed = self.segments.free(batch.oldest_use);
-        let active = self
-            .segments
-            .used
-            .get(&slot.segment_use)
-            .map(|used| used.segment.clone());
+        let active = self.segments.used.get(&slot.segment_use).map(|used| used.segment.clone());
         let mut state = lock(&self.shared.state);
         let body_offset = slot.offset + BATCH_HEADER_BYTES as u64;
         for placed in &batch.placed {
             // Offsets in a segment have 32 bits.
             let offset = body_offset as u32 + placed.offset;
-            let to = Place::Written {
-                segment_use: slot.segment_use,
-                offset,
-                length: placed.length,
-            };
-            state
-                .index
-                .relocate(placed.replica, placed.item, placed.from, to);
+            let to = Place::Written { segment_use: slot.segment_use, offset, length: placed.length };
+            state.index.relocate(placed.replica, placed.item, placed.from, to);
         }
         state.index.allow_eviction(batch.stamp);
         freed.iter().for_each(|freed| {
@@ -268,9 +228,7 @@ impl Appender {
             }
             let queued = state.queue.front().map_or(0, Batch::body_length);
             let budget = MIN_RECLAIM_BYTES.max(RECLAIM_FACTOR * queued);
-            state
-                .reclaims(self.capacity)
-                .map(|segment_use| (segment_use, budget))
+            state.reclaims(self.capacity).map(|segment_use| (segment_use, budget))
         };
         let candidates = match reclaims {
             Some((segment_use, budget)) => self.candidates(segment_use, budget)?,
@@ -293,26 +251,14 @@ impl Appender {
             return Ok(Candidates::default());
         };
         if self.reclaimed.segment_use != segment_use || self.reclaimed.offset >= used.end {
-            self.reclaimed = Slot {
-                segment_use,
-                offset: FIRST_OFFSET,
-            };
+            self.reclaimed = Slot { segment_use, offset: FIRST_OFFSET };
         }
-        let mut candidates = Candidates {
-            next: self.reclaimed.offset,
-            ..Candidates::default()
-        };
-        while candidates.next < used.end && candidates.next - self.reclaimed.offset < budget as u64
-        {
+        let mut candidates = Candidates { next: self.reclaimed.offset, ..Candidates::default() };
+        while candidates.next < used.end && candidates.next - self.reclaimed.offset < budget as u64 {
             let offset = candidates.next;
-            candidates
-                .read_batch(&self.segments, segment_use, offset)
-                .map_err(|error| {
-                    format!(
-                        "{} at byte {offset} cannot be read to be copied: {error}",
-                        used.segment.path.display()
-                    )
-                })?;
+            candidates.read_batch(&self.segments, segment_use, offset).map_err(|error| {
+                format!("{} at byte {offset} cannot be read to be copied: {error}", used.segment.path.display())
+            })?;
         }
         Ok(candidates)
     }
@@ -331,9 +277,7 @@ impl Appender {
                 break;
             }
             let offset = batch.body_length() as u32; // at most the capacity
-            batch
-                .bytes
-                .extend_from_slice(&candidates.bytes[candidate.start..candidate.start + length]);
+            batch.bytes.extend_from_slice(&candidates.bytes[candidate.start..candidate.start + length]);
             batch.count += 1;
             batch.placed.push(Placed {
                 replica: candidate.replica,
@@ -356,8 +300,7 @@ impl Candidates {
         let used = segments.used.get(&segment_use).ok_or_else(damaged)?;
         let mut header = [0; BATCH_HEADER_BYTES];
         used.segment.file.read_at(&mut header, offset)?;
-        let header = BatchHeader::decode(&header, &segments.salt, segment_use, offset)
-            .ok_or_else(damaged)?;
+        let header = BatchHeader::decode(&header, &segments.salt, segment_use, offset).ok_or_else(damaged)?;
         let body_offset = offset + BATCH_HEADER_BYTES as u64;
         let start = self.bytes.len();
         self.bytes.resize(start + header.body_length as usize, 0);
@@ -372,11 +315,7 @@ impl Candidates {
                 continue;
             };
             // Offsets in a segment have 32 bits.
-            let place = Place::Written {
-                segment_use,
-                offset: body_offset as u32 + found.offset,
-                length: found.length,
-            };
+            let place = Place::Written { segment_use, offset: body_offset as u32 + found.offset, length: found.length };
             self.records.push(Candidate {
                 replica: found.replica,
                 item,

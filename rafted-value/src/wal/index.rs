@@ -20,11 +20,7 @@ pub(crate) enum Place {
     /// In a batch that is not synced yet; `offset` counts from the start of its body.
     Queued { batch: u64, offset: u32 },
     /// In a segment's file.
-    Written {
-        segment_use: u64,
-        offset: u32,
-        length: u32,
-    },
+    Written { segment_use: u64, offset: u32, length: u32 },
     /// Nowhere: the log is in memory.
     Memory,
 }
@@ -84,16 +80,8 @@ struct ReplicaIndex {
 /// An entry for a reader: its payload, or where it stands.
 #[derive(Debug)]
 pub(crate) enum Lookup {
-    Cached {
-        term: u64,
-        index: u64,
-        payload: Bytes,
-    },
-    Stored {
-        term: u64,
-        index: u64,
-        place: Place,
-    },
+    Cached { term: u64, index: u64, payload: Bytes },
+    Stored { term: u64, index: u64, place: Place },
 }
 
 /// What recovery read does not make a log.
@@ -134,32 +122,18 @@ impl Index {
             replicas: BTreeMap::new(),
             live: BTreeMap::new(),
             live_bytes: 0,
-            cache: Cache {
-                bound: cache_bytes,
-                ..Cache::default()
-            },
+            cache: Cache { bound: cache_bytes, ..Cache::default() },
         }
     }
 
     /// Takes one record, in the order of the log. `payload` is an entry's to be cached.
-    pub(crate) fn apply(
-        &mut self,
-        replica: u64,
-        record: &Record<'_>,
-        place: Place,
-        payload: Option<Bytes>,
-    ) {
+    pub(crate) fn apply(&mut self, replica: u64, record: &Record<'_>, place: Place, payload: Option<Bytes>) {
         match record {
             Record::Closed => return,
             Record::Removed => return self.remove(replica),
             Record::Entry { index, .. } => {
                 // A copy of an entry that was purged since; recovery sees the purge first if it was copied first.
-                if self
-                    .replica(replica)
-                    .purged
-                    .as_ref()
-                    .is_some_and(|purged| *index <= purged.value.index)
-                {
+                if self.replica(replica).purged.as_ref().is_some_and(|purged| *index <= purged.value.index) {
                     return;
                 }
             }
@@ -169,39 +143,13 @@ impl Index {
         self.occupy(place);
         let state = self.replica(replica);
         match record {
-            Record::Created(created) => {
-                state.created = Some(Held {
-                    value: created.clone(),
-                    place,
-                })
-            }
-            Record::Vote(vote) => {
-                state.vote = Some(Held {
-                    value: *vote,
-                    place,
-                })
-            }
-            Record::Committed(value) => {
-                state.committed = Some(Held {
-                    value: *value,
-                    place,
-                })
-            }
-            Record::Snapshot(value) => {
-                state.snapshot = Some(Held {
-                    value: value.clone(),
-                    place,
-                })
-            }
+            Record::Created(created) => state.created = Some(Held { value: created.clone(), place }),
+            Record::Vote(vote) => state.vote = Some(Held { value: *vote, place }),
+            Record::Committed(value) => state.committed = Some(Held { value: *value, place }),
+            Record::Snapshot(value) => state.snapshot = Some(Held { value: value.clone(), place }),
             Record::Purge(value) => {
-                state.purged = Some(Held {
-                    value: *value,
-                    place,
-                });
-                let kept = value
-                    .index
-                    .checked_add(1)
-                    .map(|first| state.entries.split_off(&first));
+                state.purged = Some(Held { value: *value, place });
+                let kept = value.index.checked_add(1).map(|first| state.entries.split_off(&first));
                 let gone = std::mem::replace(&mut state.entries, kept.unwrap_or_default());
                 self.forget(gone);
             }
@@ -213,11 +161,7 @@ impl Index {
             }
             Record::Entry { term, index, .. } => {
                 let stamp = payload.map_or(NO_STAMP, |payload| self.cache.push(payload));
-                let entry = EntryPlace {
-                    term: *term,
-                    place,
-                    stamp,
-                };
+                let entry = EntryPlace { term: *term, place, stamp };
                 if let Some(replaced) = self.replica(replica).entries.insert(*index, entry) {
                     self.cache.forget(replaced.stamp);
                 }
@@ -239,10 +183,7 @@ impl Index {
             for &index in state.entries.keys() {
                 match next {
                     Some(next) if next != index => {
-                        return Err(Inconsistent::Hole {
-                            replica,
-                            index: next,
-                        });
+                        return Err(Inconsistent::Hole { replica, index: next });
                     }
                     _ => next = Some(index + 1),
                 }
@@ -256,10 +197,7 @@ impl Index {
     }
 
     pub(crate) fn replicas(&self) -> Vec<ReplicaRecord> {
-        self.replicas
-            .values()
-            .filter_map(|state| Some(state.created.as_ref()?.value.clone()))
-            .collect()
+        self.replicas.values().filter_map(|state| Some(state.created.as_ref()?.value.clone())).collect()
     }
 
     pub(crate) fn state(&self, replica: u64) -> Option<ReplicaLogState> {
@@ -268,12 +206,7 @@ impl Index {
         let last = state.entries.last_key_value();
         Some(ReplicaLogState {
             last_purged,
-            last: last
-                .map(|(&index, entry)| Position {
-                    term: entry.term,
-                    index,
-                })
-                .or(last_purged),
+            last: last.map(|(&index, entry)| Position { term: entry.term, index }).or(last_purged),
             vote: state.vote.as_ref().map(|held| held.value),
             committed: state.committed.as_ref().map(|held| held.value),
             snapshot: state.snapshot.as_ref().map(|held| held.value.clone()),
@@ -282,12 +215,7 @@ impl Index {
 
     /// The entries of `range` that are there, up to the first hole, and up to about `max_bytes` of payloads but
     /// at least one.
-    pub(crate) fn lookup(
-        &self,
-        replica: u64,
-        range: std::ops::Range<u64>,
-        max_bytes: usize,
-    ) -> Vec<Lookup> {
+    pub(crate) fn lookup(&self, replica: u64, range: std::ops::Range<u64>, max_bytes: usize) -> Vec<Lookup> {
         let mut found = Vec::new();
         let Some(state) = self.replicas.get(&replica) else {
             return found;
@@ -299,16 +227,8 @@ impl Index {
         for (&index, entry) in state.entries.range(range) {
             let term = entry.term;
             let lookup = match self.cache.get(entry.stamp) {
-                Some(payload) => Lookup::Cached {
-                    term,
-                    index,
-                    payload,
-                },
-                None => Lookup::Stored {
-                    term,
-                    index,
-                    place: entry.place,
-                },
+                Some(payload) => Lookup::Cached { term, index, payload },
+                None => Lookup::Stored { term, index, place: entry.place },
             };
             bytes += lookup.length();
             if bytes > max_bytes && !found.is_empty() {
@@ -393,9 +313,7 @@ impl Index {
             state.committed.map(|held| held.place),
             state.snapshot.map(|held| held.place),
         ];
-        held.into_iter()
-            .flatten()
-            .for_each(|place| self.vacate(place));
+        held.into_iter().flatten().for_each(|place| self.vacate(place));
         self.forget(state.entries);
     }
 
@@ -413,24 +331,14 @@ impl Index {
     }
 
     fn occupy(&mut self, place: Place) {
-        if let Place::Written {
-            segment_use,
-            length,
-            ..
-        } = place
-        {
+        if let Place::Written { segment_use, length, .. } = place {
             *self.live.entry(segment_use).or_default() += u64::from(length);
             self.live_bytes += u64::from(length);
         }
     }
 
     fn vacate(&mut self, place: Place) {
-        let Place::Written {
-            segment_use,
-            length,
-            ..
-        } = place
-        else {
+        let Place::Written { segment_use, length, .. } = place else {
             return;
         };
         if let MapEntry::Occupied(mut live) = self.live.entry(segment_use) {
@@ -447,10 +355,7 @@ impl Lookup {
     fn length(&self) -> usize {
         match self {
             Lookup::Cached { payload, .. } => payload.len(),
-            Lookup::Stored {
-                place: Place::Written { length, .. },
-                ..
-            } => *length as usize,
+            Lookup::Stored { place: Place::Written { length, .. }, .. } => *length as usize,
             Lookup::Stored { .. } => 0,
         }
     }

@@ -94,9 +94,7 @@ impl Life {
     pub(super) fn error(&self) -> io::Error {
         match self {
             Life::Open | Life::Closing | Life::Closed => io::Error::other("the log is closed"),
-            Life::Poisoned(reason) => {
-                io::Error::other(format!("the log has failed: {reason}; restart the node"))
-            }
+            Life::Poisoned(reason) => io::Error::other(format!("the log has failed: {reason}; restart the node")),
         }
     }
 }
@@ -144,13 +142,7 @@ pub(super) struct Counters {
 }
 
 impl State {
-    pub(super) fn new(
-        index: Index,
-        backing: Backing,
-        next_sequence: u64,
-        oldest_use: u64,
-        active_use: u64,
-    ) -> Self {
+    pub(super) fn new(index: Index, backing: Backing, next_sequence: u64, oldest_use: u64, active_use: u64) -> Self {
         Self {
             index,
             backing,
@@ -171,9 +163,7 @@ impl State {
         let bound = record.encoded_bound();
         match self.backing {
             Backing::Files { record_bytes, .. } if bound > record_bytes => {
-                let message = format!(
-                    "a log record of {bound} bytes; the log's segments allow {record_bytes}"
-                );
+                let message = format!("a log record of {bound} bytes; the log's segments allow {record_bytes}");
                 Err(io::Error::new(io::ErrorKind::InvalidInput, message))
             }
             _ => Ok(()),
@@ -198,18 +188,9 @@ impl State {
         open.count += 1;
         open.entries += u64::from(matches!(record, Record::Entry { .. }));
         let added = open.body_length() - before;
-        let place = Place::Queued {
-            batch: open.sequence,
-            offset,
-        };
+        let place = Place::Queued { batch: open.sequence, offset };
         if let Some(item) = Item::of(record) {
-            open.placed.push(Placed {
-                replica,
-                item,
-                from: place,
-                offset,
-                length,
-            });
+            open.placed.push(Placed { replica, item, from: place, offset, length });
         }
         self.queued_bytes += added;
         self.index.apply(replica, record, place, payload);
@@ -236,10 +217,7 @@ impl State {
     }
 
     pub(super) fn has_work(&self) -> bool {
-        let open = self
-            .queue
-            .back()
-            .is_some_and(|open| open.urgent || open.body_length() > LAZY_BYTES);
+        let open = self.queue.back().is_some_and(|open| open.urgent || open.body_length() > LAZY_BYTES);
         open || self.queue.len() > 1 || self.life == Life::Closing
     }
 
@@ -268,9 +246,6 @@ impl State {
 
     /// Everybody who waits, when nothing will be written any more.
     pub(super) fn take_waiting(&mut self) -> Vec<Done> {
-        self.queue
-            .iter_mut()
-            .flat_map(|batch| batch.waiting.drain(..))
-            .collect()
+        self.queue.iter_mut().flat_map(|batch| batch.waiting.drain(..)).collect()
     }
 }

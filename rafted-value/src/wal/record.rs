@@ -122,12 +122,7 @@ impl BatchHeader {
     pub(crate) fn seal(mut self, batch: &mut [u8], salt: &Salt, offset: u64) {
         let (header, body) = batch.split_at_mut(BATCH_HEADER_BYTES);
         self.body_length = u32_of(body.len());
-        self.body_crc = placed_crc(
-            salt,
-            self.segment_use,
-            offset + BATCH_HEADER_BYTES as u64,
-            body,
-        );
+        self.body_crc = placed_crc(salt, self.segment_use, offset + BATCH_HEADER_BYTES as u64, body);
         header.fill(0);
         header[0..4].copy_from_slice(&BATCH_MAGIC);
         header[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -245,11 +240,7 @@ impl Record<'_> {
                 (CREATED, false)
             }
             Record::Removed => (REMOVED, false),
-            Record::Entry {
-                term,
-                index,
-                payload,
-            } => {
+            Record::Entry { term, index, payload } => {
                 push_pair(bytes, *term, *index);
                 bytes.extend_from_slice(payload);
                 (ENTRY, false)
@@ -289,9 +280,7 @@ impl Record<'_> {
         let variable = match self {
             Record::Created(created) => created.group.len() + created.detail.len(),
             Record::Entry { payload, .. } => payload.len(),
-            Record::Snapshot(pointer) => {
-                pointer.file.len() + pointer.meta.len() + pointer.inline.len()
-            }
+            Record::Snapshot(pointer) => pointer.file.len() + pointer.meta.len() + pointer.inline.len(),
             _ => 0,
         };
         RECORD_HEADER_BYTES + 24 + variable + ALIGNMENT
@@ -328,12 +317,7 @@ pub(crate) fn records(body: &[u8]) -> impl Iterator<Item = Result<FoundRecord<'_
             return Some(Err(BadRecord { offset }));
         };
         at += padded(length);
-        Some(Ok(FoundRecord {
-            offset,
-            length: u32_of(length),
-            replica,
-            record,
-        }))
+        Some(Ok(FoundRecord { offset, length: u32_of(length), replica, record }))
     })
 }
 
@@ -348,12 +332,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(u64, Record<'_>, usize)> {
         return None;
     }
     let replica = get_u64(bytes, 8);
-    let record = decode_body(
-        replica,
-        bytes[16],
-        bytes[17] == 1,
-        &bytes[RECORD_HEADER_BYTES..],
-    )?;
+    let record = decode_body(replica, bytes[16], bytes[17] == 1, &bytes[RECORD_HEADER_BYTES..])?;
     Some((replica, record, length))
 }
 
@@ -373,10 +352,7 @@ fn decode_body(replica: u64, kind: u8, flag: bool, body: &[u8]) -> Option<Record
     if !rest.is_empty() && !matches!(kind, CREATED | ENTRY | SNAPSHOT) {
         return None;
     }
-    let position = || Position {
-        term: get_u64(body, 0),
-        index: get_u64(body, 8),
-    };
+    let position = || Position { term: get_u64(body, 0), index: get_u64(body, 8) };
     Some(match kind {
         CREATED => {
             let (group, detail) = rest.split_at_checked(get_u32(body, 8) as usize)?;
@@ -388,16 +364,8 @@ fn decode_body(replica: u64, kind: u8, flag: bool, body: &[u8]) -> Option<Record
             })
         }
         REMOVED => Record::Removed,
-        ENTRY => Record::Entry {
-            term: get_u64(body, 0),
-            index: get_u64(body, 8),
-            payload: rest,
-        },
-        VOTE => Record::Vote(VoteRecord {
-            term: get_u64(body, 0),
-            voted_for: get_u64(body, 8),
-            committed: flag,
-        }),
+        ENTRY => Record::Entry { term: get_u64(body, 0), index: get_u64(body, 8), payload: rest },
+        VOTE => Record::Vote(VoteRecord { term: get_u64(body, 0), voted_for: get_u64(body, 8), committed: flag }),
         TRUNCATE => Record::Truncate(flag.then(|| get_u64(body, 0))),
         PURGE => Record::Purge(position()),
         COMMITTED => Record::Committed(position()),

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use super::index::{Index, Place};
 use super::record::{
-    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FIRST_OFFSET, FORMAT_VERSION, SEGMENT_HEADER_BYTES,
-    Salt, SegmentHeader, SegmentHeaderError, UNUSED, find_magic, records,
+    ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, FIRST_OFFSET, FORMAT_VERSION, SEGMENT_HEADER_BYTES, Salt,
+    SegmentHeader, SegmentHeaderError, UNUSED, find_magic, records,
 };
 use super::segment::{SegmentFile, Segments, Spare, Used, segment_number, segment_path};
 use super::{WalConfig, WalError};
@@ -41,10 +41,7 @@ struct Found {
 
 impl Found {
     fn into_spare(self) -> Spare {
-        Spare {
-            filled: self.length,
-            segment: Arc::new(self.segment),
-        }
+        Spare { filled: self.length, segment: Arc::new(self.segment) }
     }
 
     fn damage(&self, offset: u64, what: impl Into<String>) -> WalError {
@@ -53,29 +50,16 @@ impl Found {
 }
 
 fn damage(segment: &SegmentFile, offset: u64, what: impl Into<String>) -> WalError {
-    WalError::Damage {
-        file: segment.path.clone(),
-        offset,
-        what: what.into(),
-    }
+    WalError::Damage { file: segment.path.clone(), offset, what: what.into() }
 }
 
-pub(super) fn recover(
-    disk: Arc<dyn Disk>,
-    dir: &Path,
-    config: &WalConfig,
-) -> Result<Recovered, WalError> {
+pub(super) fn recover(disk: Arc<dyn Disk>, dir: &Path, config: &WalConfig) -> Result<Recovered, WalError> {
     disk.create_dir_all(dir).map_err(failed("create", dir))?;
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         disk.sync_dir(parent).map_err(failed("sync", parent))?;
     }
     let found = find(&*disk, dir)?;
-    let next_number = found
-        .iter()
-        .filter_map(|(name, _)| segment_number(name))
-        .max()
-        .unwrap_or(0)
-        + 1;
+    let next_number = found.iter().filter_map(|(name, _)| segment_number(name)).max().unwrap_or(0) + 1;
     let found: Vec<Found> = found.into_iter().map(|(_, found)| found).collect();
     let salt = common_salt(&found)?;
     let mut segments = Segments {
@@ -94,14 +78,10 @@ pub(super) fn recover(
     let mut suspects = Vec::new();
     for found in found {
         match found.header {
-            Some(header) if header.segment_use == UNUSED => {
-                segments.spares.push(found.into_spare())
-            }
+            Some(header) if header.segment_use == UNUSED => segments.spares.push(found.into_spare()),
             Some(header) => {
                 if let Some(twin) = used.insert(header.segment_use, found) {
-                    return Err(
-                        twin.damage(32, format!("two segments have use {}", header.segment_use))
-                    );
+                    return Err(twin.damage(32, format!("two segments have use {}", header.segment_use)));
                 }
             }
             None => suspects.push(found),
@@ -114,11 +94,7 @@ pub(super) fn recover(
     }
     if let (None, Some(spare)) = (newest, segments.spares.first().filter(|_| salt.is_some())) {
         // Spares are made after the first segment's header was synced.
-        return Err(damage(
-            &spare.segment,
-            0,
-            "all segments are prepared for use, and those in use are missing",
-        ));
+        return Err(damage(&spare.segment, 0, "all segments are prepared for use, and those in use are missing"));
     }
     match newest {
         Some(newest) => Recovery::read(segments, used, newest, config),
@@ -135,42 +111,19 @@ fn create(mut segments: Segments, config: &WalConfig) -> Result<Recovered, WalEr
         None => {
             let path = segment_path(&dir, segments.next_number);
             segments.next_number += 1;
-            let file = segments
-                .disk
-                .create(&path)
-                .map_err(failed("create", &path))?;
-            Spare {
-                segment: Arc::new(SegmentFile { path, file }),
-                filled: 0,
-            }
+            let file = segments.disk.create(&path).map_err(failed("create", &path))?;
+            Spare { segment: Arc::new(SegmentFile { path, file }), filled: 0 }
         }
     };
-    let header = SegmentHeader {
-        salt: segments.salt,
-        segment_use,
-        first_sequence: 1,
-        oldest_use: segment_use,
-    }
-    .encode();
+    let header =
+        SegmentHeader { salt: segments.salt, segment_use, first_sequence: 1, oldest_use: segment_use }.encode();
     let file = &spare.segment.file;
     let written = file.write_at(&header, 0).and_then(|()| file.sync());
     written.map_err(failed("write", &spare.segment.path))?;
     segments.disk.sync_dir(&dir).map_err(failed("sync", &dir))?;
     let filled = spare.filled.max(header.len() as u64);
-    segments.used.insert(
-        segment_use,
-        Used {
-            segment: spare.segment,
-            end: FIRST_OFFSET,
-            filled,
-        },
-    );
-    Ok(Recovered {
-        index: Index::new(config.cache_bytes),
-        segments,
-        next_sequence: 1,
-        oldest_use: segment_use,
-    })
+    segments.used.insert(segment_use, Used { segment: spare.segment, end: FIRST_OFFSET, filled });
+    Ok(Recovered { index: Index::new(config.cache_bytes), segments, next_sequence: 1, oldest_use: segment_use })
 }
 
 fn find(disk: &dyn Disk, dir: &Path) -> Result<Vec<(String, Found)>, WalError> {
@@ -183,27 +136,15 @@ fn find(disk: &dyn Disk, dir: &Path) -> Result<Vec<(String, Found)>, WalError> {
         let file = disk.open(&path).map_err(failed("open", &path))?;
         let length = file.len().map_err(failed("read", &path))?;
         let mut header = vec![0; SEGMENT_HEADER_BYTES.min(length as usize)];
-        file.read_at(&mut header, 0)
-            .map_err(failed("read", &path))?;
+        file.read_at(&mut header, 0).map_err(failed("read", &path))?;
         let header = match SegmentHeader::decode(&header) {
             Ok(header) => Some(header),
             Err(SegmentHeaderError::Invalid) => None,
             Err(SegmentHeaderError::Version(found)) => {
-                return Err(WalError::Version {
-                    file: path,
-                    found,
-                    supported: u32::from(FORMAT_VERSION),
-                });
+                return Err(WalError::Version { file: path, found, supported: u32::from(FORMAT_VERSION) });
             }
         };
-        all.push((
-            name,
-            Found {
-                segment: SegmentFile { path, file },
-                length,
-                header,
-            },
-        ));
+        all.push((name, Found { segment: SegmentFile { path, file }, length, header }));
     }
     Ok(all)
 }
@@ -214,9 +155,7 @@ fn common_salt(found: &[Found]) -> Result<Option<Salt>, WalError> {
         match (found.header, common) {
             (Some(header), None) => common = Some(header.salt),
             (Some(header), Some(salt)) if header.salt != salt => {
-                return Err(WalError::Foreign {
-                    file: found.segment.path.clone(),
-                });
+                return Err(WalError::Foreign { file: found.segment.path.clone() });
             }
             _ => {}
         }
@@ -230,16 +169,10 @@ fn check_unused(suspect: &Found, salt: Option<Salt>, next_use: u64) -> Result<()
     let bytes = read_all(suspect)?;
     let body = bytes.get(SEGMENT_HEADER_BYTES..).unwrap_or_default();
     let written = match salt {
-        Some(salt) => {
-            find_header(&bytes, FIRST_OFFSET as usize, &salt, next_use, |_| true).is_some()
-        }
+        Some(salt) => find_header(&bytes, FIRST_OFFSET as usize, &salt, next_use, |_| true).is_some(),
         None => body.iter().any(|&byte| byte != 0),
     };
-    if written {
-        Err(suspect.damage(0, "the segment's header is not valid"))
-    } else {
-        Ok(())
-    }
+    if written { Err(suspect.damage(0, "the segment's header is not valid")) } else { Ok(()) }
 }
 
 fn find_header(
@@ -261,11 +194,7 @@ fn find_header(
 
 fn read_all(found: &Found) -> Result<Vec<u8>, WalError> {
     let mut bytes = vec![0; found.length as usize];
-    found
-        .segment
-        .file
-        .read_at(&mut bytes, 0)
-        .map_err(failed("read", &found.segment.path))?;
+    found.segment.file.read_at(&mut bytes, 0).map_err(failed("read", &found.segment.path))?;
     Ok(bytes)
 }
 
@@ -295,76 +224,37 @@ impl Recovery {
             Some(found) => oldest_needed(found, &salt)?.min(newest),
             None => newest,
         };
-        let mut recovery = Recovery {
-            index: Index::new(config.cache_bytes),
-            segments,
-            next_sequence: 0,
-            last: None,
-        };
+        let mut recovery = Recovery { index: Index::new(config.cache_bytes), segments, next_sequence: 0, last: None };
         let needed = used.split_off(&oldest);
-        recovery
-            .segments
-            .spares
-            .extend(used.into_values().map(Found::into_spare));
-        let first_path = needed
-            .values()
-            .next()
-            .map(|found| found.segment.path.clone());
+        recovery.segments.spares.extend(used.into_values().map(Found::into_spare));
+        let first_path = needed.values().next().map(|found| found.segment.path.clone());
         let mut expected_use = oldest;
         let mut before: Option<(u64, Arc<SegmentFile>)> = None;
         for (segment_use, found) in needed {
             if segment_use != expected_use {
-                return Err(found.damage(
-                    32,
-                    format!("the segment before it, of use {expected_use}, is missing"),
-                ));
+                return Err(found.damage(32, format!("the segment before it, of use {expected_use}, is missing")));
             }
             expected_use += 1;
             recovery.check_start(&found, before.as_ref())?;
             let segment = recovery.read_segment(found, segment_use, segment_use == newest)?;
-            before = recovery
-                .segments
-                .used
-                .get(&segment_use)
-                .map(|used| (used.end, segment));
+            before = recovery.segments.used.get(&segment_use).map(|used| (used.end, segment));
         }
         if let Err(inconsistent) = recovery.index.check() {
             let file = first_path.unwrap_or_else(|| recovery.segments.dir.clone());
-            return Err(WalError::Damage {
-                file,
-                offset: FIRST_OFFSET,
-                what: inconsistent.to_string(),
-            });
+            return Err(WalError::Damage { file, offset: FIRST_OFFSET, what: inconsistent.to_string() });
         }
         recovery.settle()?;
-        let Recovery {
-            index,
-            segments,
-            next_sequence,
-            ..
-        } = recovery;
-        Ok(Recovered {
-            index,
-            segments,
-            next_sequence,
-            oldest_use: oldest,
-        })
+        let Recovery { index, segments, next_sequence, .. } = recovery;
+        Ok(Recovered { index, segments, next_sequence, oldest_use: oldest })
     }
 
     /// The segment must begin where the one before it ended.
-    fn check_start(
-        &mut self,
-        found: &Found,
-        before: Option<&(u64, Arc<SegmentFile>)>,
-    ) -> Result<(), WalError> {
+    fn check_start(&mut self, found: &Found, before: Option<&(u64, Arc<SegmentFile>)>) -> Result<(), WalError> {
         let first = found.header.map_or(0, |header| header.first_sequence);
         match before {
             None => self.next_sequence = first,
             Some((end, segment)) if first > self.next_sequence => {
-                let what = format!(
-                    "batch {} is not valid, but batch {first} was written later",
-                    self.next_sequence
-                );
+                let what = format!("batch {} is not valid, but batch {first} was written later", self.next_sequence);
                 return Err(damage(segment, *end, what));
             }
             Some(_) if first < self.next_sequence => {
@@ -375,74 +265,41 @@ impl Recovery {
         Ok(())
     }
 
-    fn read_segment(
-        &mut self,
-        found: Found,
-        segment_use: u64,
-        newest: bool,
-    ) -> Result<Arc<SegmentFile>, WalError> {
+    fn read_segment(&mut self, found: Found, segment_use: u64, newest: bool) -> Result<Arc<SegmentFile>, WalError> {
         let bytes = read_all(&found)?;
         let salt = self.segments.salt;
         let mut at = FIRST_OFFSET as usize;
-        while let Some((header, end)) =
-            next_batch(&bytes, at, &salt, segment_use, self.next_sequence)
-        {
+        while let Some((header, end)) = next_batch(&bytes, at, &salt, segment_use, self.next_sequence) {
             let body_offset = at + BATCH_HEADER_BYTES;
             let mut count = 0;
             for record in records(&bytes[body_offset..end]) {
                 let record = record.map_err(|bad| {
-                    found.damage(
-                        (body_offset + bad.offset as usize) as u64,
-                        "a record of an unknown kind",
-                    )
+                    found.damage((body_offset + bad.offset as usize) as u64, "a record of an unknown kind")
                 })?;
                 count += 1;
                 // Offsets in a segment have 32 bits.
                 let offset = body_offset as u32 + record.offset;
-                let place = Place::Written {
-                    segment_use,
-                    offset,
-                    length: record.length,
-                };
-                self.index
-                    .apply(record.replica, &record.record, place, None);
+                let place = Place::Written { segment_use, offset, length: record.length };
+                self.index.apply(record.replica, &record.record, place, None);
             }
             if count != header.count {
-                return Err(found.damage(
-                    at as u64,
-                    format!("a batch of {} records has {count}", header.count),
-                ));
+                return Err(found.damage(at as u64, format!("a batch of {} records has {count}", header.count)));
             }
-            self.last = Some(LastBatch {
-                segment_use,
-                offset: at as u64,
-                bytes: bytes[at..end].to_vec(),
-            });
+            self.last = Some(LastBatch { segment_use, offset: at as u64, bytes: bytes[at..end].to_vec() });
             self.next_sequence += 1;
             at = end;
         }
         if newest {
             let expected = self.next_sequence;
-            let later = find_header(&bytes, at, &salt, segment_use, |header| {
-                header.sequence > expected
-            });
+            let later = find_header(&bytes, at, &salt, segment_use, |header| header.sequence > expected);
             if let Some(later) = later {
-                let what = format!(
-                    "batch {expected} is not valid, but at byte {later} there is a later one"
-                );
+                let what = format!("batch {expected} is not valid, but at byte {later} there is a later one");
                 return Err(found.damage(at as u64, what));
             }
         }
         let filled = found.length;
         let segment = Arc::new(found.segment);
-        self.segments.used.insert(
-            segment_use,
-            Used {
-                segment: segment.clone(),
-                end: at as u64,
-                filled,
-            },
-        );
+        self.segments.used.insert(segment_use, Used { segment: segment.clone(), end: at as u64, filled });
         Ok(segment)
     }
 
@@ -457,28 +314,16 @@ impl Recovery {
         {
             let path = active.segment.path.clone();
             let mut header = vec![0; SEGMENT_HEADER_BYTES];
-            active
-                .segment
-                .file
-                .read_at(&mut header, 0)
-                .map_err(failed("read", &path))?;
+            active.segment.file.read_at(&mut header, 0).map_err(failed("read", &path))?;
             self.settle_at(newest, 0, header)?;
             self.settle_at(newest, FIRST_OFFSET, Vec::new())?;
         }
         let dir = self.segments.dir.clone();
-        self.segments
-            .disk
-            .sync_dir(&dir)
-            .map_err(failed("sync", &dir))
+        self.segments.disk.sync_dir(&dir).map_err(failed("sync", &dir))
     }
 
     /// Writes `bytes`, which are there already, and zeros for a header behind them.
-    fn settle_at(
-        &mut self,
-        segment_use: u64,
-        offset: u64,
-        mut bytes: Vec<u8>,
-    ) -> Result<(), WalError> {
+    fn settle_at(&mut self, segment_use: u64, offset: u64, mut bytes: Vec<u8>) -> Result<(), WalError> {
         let limit = self.segments.segment_bytes;
         let Some(used) = self.segments.used.get_mut(&segment_use) else {
             return Ok(());
@@ -496,13 +341,7 @@ impl Recovery {
 }
 
 /// The batch at `at`, if it is valid and has this sequence, and where it ends.
-fn next_batch(
-    bytes: &[u8],
-    at: usize,
-    salt: &Salt,
-    segment_use: u64,
-    sequence: u64,
-) -> Option<(BatchHeader, usize)> {
+fn next_batch(bytes: &[u8], at: usize, salt: &Salt, segment_use: u64, sequence: u64) -> Option<(BatchHeader, usize)> {
     let header = BatchHeader::decode(bytes.get(at..)?, salt, segment_use, at as u64)?;
     let body_offset = at + BATCH_HEADER_BYTES;
     let end = body_offset.checked_add(header.body_length as usize)?;
@@ -526,9 +365,5 @@ fn oldest_needed(found: &Found, salt: &Salt) -> Result<u64, WalError> {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalError {
     let path: PathBuf = path.to_owned();
-    move |source| WalError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| WalError::Io { action, path, source }
 }

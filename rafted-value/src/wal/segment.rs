@@ -87,18 +87,11 @@ pub(crate) struct Segments {
 
 impl Segments {
     pub(crate) fn active_use(&self) -> u64 {
-        self.used
-            .last_key_value()
-            .map_or(UNUSED, |(&segment_use, _)| segment_use)
+        self.used.last_key_value().map_or(UNUSED, |(&segment_use, _)| segment_use)
     }
 
     /// Finds the place for a batch of `length` bytes, in the next segment if it does not fit into this one.
-    pub(crate) fn reserve(
-        &mut self,
-        length: u64,
-        sequence: u64,
-        oldest_use: u64,
-    ) -> Result<Slot, SpaceError> {
+    pub(crate) fn reserve(&mut self, length: u64, sequence: u64, oldest_use: u64) -> Result<Slot, SpaceError> {
         let segment_use = self.active_use();
         let limit = self.segment_bytes;
         if let Some(active) = self.used.get_mut(&segment_use)
@@ -106,10 +99,7 @@ impl Segments {
         {
             let filled = fill(&active.segment, active.filled, active.end + length, limit)?;
             active.filled = filled;
-            return Ok(Slot {
-                segment_use,
-                offset: active.end,
-            });
+            return Ok(Slot { segment_use, offset: active.end });
         }
         self.roll(length, sequence, oldest_use)
     }
@@ -138,41 +128,17 @@ impl Segments {
                 self.spares.len() - 1
             }
         };
-        let header = SegmentHeader {
-            salt: self.salt,
-            segment_use,
-            first_sequence: sequence,
-            oldest_use,
-        };
+        let header = SegmentHeader { salt: self.salt, segment_use, first_sequence: sequence, oldest_use };
         let spare = &mut self.spares[at];
-        spare.filled = fill(
-            &spare.segment,
-            spare.filled,
-            FIRST_OFFSET + length,
-            self.segment_bytes,
-        )?;
+        spare.filled = fill(&spare.segment, spare.filled, FIRST_OFFSET + length, self.segment_bytes)?;
         // Over bytes that are there: not even a full disk stops this. And no second try, which might take another
         // file: two of one use would be left.
-        spare
-            .segment
-            .file
-            .write_at(&header.encode(), 0)
-            .map_err(SpaceError::Failed)?;
+        spare.segment.file.write_at(&header.encode(), 0).map_err(SpaceError::Failed)?;
         self.syncs += 1;
         spare.segment.file.sync().map_err(SpaceError::Failed)?;
         let Spare { segment, filled } = self.spares.swap_remove(at);
-        self.used.insert(
-            segment_use,
-            Used {
-                segment,
-                end: FIRST_OFFSET,
-                filled,
-            },
-        );
-        Ok(Slot {
-            segment_use,
-            offset: FIRST_OFFSET,
-        })
+        self.used.insert(segment_use, Used { segment, end: FIRST_OFFSET, filled });
+        Ok(Slot { segment_use, offset: FIRST_OFFSET })
     }
 
     /// Frees the segments before `oldest_use`. A batch that says so must have been synced.
@@ -183,10 +149,7 @@ impl Segments {
         {
             let (segment_use, used) = first.remove_entry();
             freed.push(segment_use);
-            self.spares.push(Spare {
-                segment: used.segment,
-                filled: used.filled,
-            });
+            self.spares.push(Spare { segment: used.segment, filled: used.filled });
         }
         while self.spares.len() > self.reserve && !freed.is_empty() {
             let Some(at) = (0..self.spares.len()).min_by_key(|&at| self.spares[at].filled) else {
@@ -236,22 +199,14 @@ impl Segments {
     }
 
     fn ready(&self) -> usize {
-        self.spares
-            .iter()
-            .filter(|spare| spare.filled >= self.segment_bytes)
-            .count()
+        self.spares.iter().filter(|spare| spare.filled >= self.segment_bytes).count()
     }
 
     fn prepare_step(&mut self) -> Result<(), SpaceError> {
         let limit = self.segment_bytes;
         if let Some(spare) = self.spares.iter_mut().find(|spare| spare.filled < limit) {
             let before = spare.filled / FILL_SYNC_BYTES;
-            spare.filled = fill(
-                &spare.segment,
-                spare.filled,
-                (spare.filled + 1).min(limit),
-                limit,
-            )?;
+            spare.filled = fill(&spare.segment, spare.filled, (spare.filled + 1).min(limit), limit)?;
             if spare.filled / FILL_SYNC_BYTES > before || spare.filled >= limit {
                 self.syncs += 1;
                 spare.segment.file.sync().map_err(SpaceError::Failed)?;
@@ -272,25 +227,15 @@ impl Segments {
         let path = segment_path(&self.dir, self.next_number);
         self.next_number += 1;
         let file = self.disk.create(&path)?;
-        let header = SegmentHeader {
-            salt: self.salt,
-            segment_use: UNUSED,
-            first_sequence: 0,
-            oldest_use: 0,
-        };
-        let written = file
-            .write_at(&header.encode(), 0)
-            .and_then(|()| self.disk.sync_dir(&self.dir));
+        let header = SegmentHeader { salt: self.salt, segment_use: UNUSED, first_sequence: 0, oldest_use: 0 };
+        let written = file.write_at(&header.encode(), 0).and_then(|()| self.disk.sync_dir(&self.dir));
         if let Err(error) = written {
             // Of no use, and harmless if it stays.
             let _ = self.disk.remove(&path);
             return Err(error.into());
         }
         let segment = Arc::new(SegmentFile { path, file });
-        Ok(Spare {
-            segment,
-            filled: SEGMENT_HEADER_BYTES as u64,
-        })
+        Ok(Spare { segment, filled: SEGMENT_HEADER_BYTES as u64 })
     }
 }
 
@@ -319,6 +264,5 @@ pub(crate) fn segment_path(dir: &Path, number: u32) -> PathBuf {
 /// The number in a segment file's name; none for other files.
 pub(crate) fn segment_number(name: &str) -> Option<u32> {
     let digits = name.strip_prefix(NAME_PREFIX)?;
-    (digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit()))
-        .then(|| digits.parse().ok())?
+    (digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
 }

@@ -1,0 +1,342 @@
+//! Batches and frames: what a lane carries after the hello. **A format: golden bytes below.**
+//!
+//! ```text
+//! lane   = hello, batch, batch, ...
+//! batch  = magic u16 | version u8 | compression u8 | messages u32 | wire_bytes u32 | raw_bytes u32, frame, ...
+//! frame  = kind u8 | mailbox_bytes u8 | 0 u16 | type u32 | call u64 | body_bytes u32 | 0 u32,
+//!          mailbox, zeros to 16, body, zeros to 16
+//! ```
+//!
+//! All numbers are little-endian. Every batch, frame and body begins at a multiple of 16 bytes, counted
+//! from the first batch: whoever receives into a buffer that is aligned so reads archived messages in
+//! place. A mailbox's name of up to 8 bytes fits into the padding of the header.
+
+use crate::config::{MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
+use crate::error::FrameError;
+use crate::name::MAX_MAILBOX_NAME_BYTES;
+
+/// Everything begins at a multiple of this.
+pub(crate) const ALIGNMENT: usize = 16;
+
+/// The bytes of a batch before its first frame.
+pub(crate) const BATCH_HEADER_BYTES: usize = 16;
+
+/// The bytes of a frame before the mailbox's name.
+pub(crate) const FRAME_HEADER_BYTES: usize = 24;
+
+/// The bytes of frames that a batch may have: one message more than its limit, with header and padding.
+pub(crate) const MAX_BATCH_FRAMES_BYTES: usize = MAX_BATCH_BYTES
+    + MAX_MESSAGE_BYTES
+    + (FRAME_HEADER_BYTES + MAX_MAILBOX_NAME_BYTES).next_multiple_of(ALIGNMENT)
+    + ALIGNMENT;
+
+const MAGIC: u16 = 0xba7c;
+const VERSION: u8 = 1;
+const COMPRESSION_NONE: u8 = 0;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// A message that wants no answer.
+    Cast = 1,
+    /// A message that wants the answer with its call number.
+    Call = 2,
+    /// The answer to a call.
+    Reply = 3,
+    /// No answer to a call, and why: a [`Refused`] in the type's place.
+    Refused = 4,
+}
+
+/// Why a call gets no answer from its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Refused {
+    /// There is no such mailbox; nothing happened.
+    UnknownMailbox = 1,
+    /// The mailbox is full; nothing happened.
+    MailboxFull = 2,
+    /// It was taken from the mailbox, and nobody answered.
+    Unanswered = 3,
+}
+
+impl Refused {
+    /// A number that is not known says the least: taken, and not answered.
+    pub(crate) fn from_number(number: u32) -> Refused {
+        match number {
+            1 => Refused::UnknownMailbox,
+            2 => Refused::MailboxFull,
+            _ => Refused::Unanswered,
+        }
+    }
+}
+
+/// A frame without its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Head<'a> {
+    pub kind: Kind,
+    /// Empty for answers.
+    pub mailbox: &'a str,
+    /// The message's number, or the number of a [`Refused`].
+    pub type_number: u32,
+    /// Zero for casts.
+    pub call: u64,
+}
+
+/// A frame in a received batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frame<'a> {
+    pub head: Head<'a>,
+    pub body: &'a [u8],
+}
+
+/// A batch at the beginning of the received bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Batch<'a> {
+    pub messages: u32,
+    pub frames: &'a [u8],
+    /// The bytes of the batch with its header: the next one begins there.
+    pub total_bytes: usize,
+}
+
+/// The header of a batch of `messages` frames in `frames_bytes` bytes.
+pub(crate) fn batch_header(messages: u32, frames_bytes: u32) -> [u8; BATCH_HEADER_BYTES] {
+    let mut header = [0; BATCH_HEADER_BYTES];
+    header[0..2].copy_from_slice(&MAGIC.to_le_bytes());
+    header[2] = VERSION;
+    header[3] = COMPRESSION_NONE;
+    header[4..8].copy_from_slice(&messages.to_le_bytes());
+    header[8..12].copy_from_slice(&frames_bytes.to_le_bytes());
+    header[12..16].copy_from_slice(&frames_bytes.to_le_bytes());
+    header
+}
+
+/// The header of a frame, whose body has `body_bytes` bytes.
+pub(crate) fn frame_header(head: &Head<'_>, body_bytes: u32) -> [u8; FRAME_HEADER_BYTES] {
+    let mut header = [0; FRAME_HEADER_BYTES];
+    header[0] = head.kind as u8;
+    // A mailbox's name has at most 64 bytes.
+    header[1] = head.mailbox.len() as u8;
+    header[4..8].copy_from_slice(&head.type_number.to_le_bytes());
+    header[8..16].copy_from_slice(&head.call.to_le_bytes());
+    header[16..20].copy_from_slice(&body_bytes.to_le_bytes());
+    header
+}
+
+/// Where the body begins, counted from the beginning of the frame.
+pub(crate) fn body_offset(mailbox: &str) -> usize {
+    (FRAME_HEADER_BYTES + mailbox.len()).next_multiple_of(ALIGNMENT)
+}
+
+/// The batch at the beginning of `bytes`, or `None` while it is not complete.
+pub(crate) fn next_batch(bytes: &[u8]) -> Result<Option<Batch<'_>>, FrameError> {
+    let Some(header) = bytes.first_chunk::<BATCH_HEADER_BYTES>() else { return Ok(None) };
+    let magic = u16::from_le_bytes([header[0], header[1]]);
+    if magic != MAGIC {
+        return Err(FrameError::Magic { given: magic, expected: MAGIC });
+    }
+    if header[2] != VERSION {
+        return Err(FrameError::Version { given: header[2], known: VERSION });
+    }
+    if header[3] != COMPRESSION_NONE {
+        return Err(FrameError::Compression { given: header[3] });
+    }
+    let messages = number_u32(header, 4);
+    let wire_bytes = number_u32(header, 8) as usize;
+    let raw_bytes = number_u32(header, 12) as usize;
+    for given in [wire_bytes, raw_bytes] {
+        if given > MAX_BATCH_FRAMES_BYTES {
+            let max = MAX_BATCH_FRAMES_BYTES as u64;
+            return Err(FrameError::Length { what: "a batch", given: given as u64, max });
+        }
+    }
+    if wire_bytes != raw_bytes {
+        return Err(FrameError::Shape("two sizes without compression"));
+    }
+    if wire_bytes % ALIGNMENT != 0 {
+        return Err(FrameError::Shape("the size is no multiple of 16"));
+    }
+    let total_bytes = BATCH_HEADER_BYTES + wire_bytes;
+    let frames = bytes.get(BATCH_HEADER_BYTES..total_bytes);
+    Ok(frames.map(|frames| Batch { messages, frames, total_bytes }))
+}
+
+impl<'a> Batch<'a> {
+    /// The frames in order. After an error there are no more.
+    pub(crate) fn frames(&self) -> Frames<'a> {
+        Frames { rest: self.frames, left: self.messages }
+    }
+}
+
+/// The frames of a batch.
+pub(crate) struct Frames<'a> {
+    rest: &'a [u8],
+    left: u32,
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, FrameError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            let rest = std::mem::take(&mut self.rest);
+            let error = FrameError::Shape("bytes after the last frame");
+            return (!rest.is_empty()).then_some(Err(error));
+        }
+        let split = split_frame(self.rest);
+        match &split {
+            Ok((_, rest)) => {
+                self.rest = rest;
+                self.left -= 1;
+            }
+            Err(_) => *self = Frames { rest: &[], left: 0 },
+        }
+        Some(split.map(|(frame, _)| frame))
+    }
+}
+
+fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), FrameError> {
+    let short = FrameError::Shape("a frame is longer than its batch");
+    let Some(header) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else { return Err(short) };
+    let kind = match header[0] {
+        1 => Kind::Cast,
+        2 => Kind::Call,
+        3 => Kind::Reply,
+        4 => Kind::Refused,
+        other => return Err(FrameError::Kind(other)),
+    };
+    let mailbox_bytes = header[1] as usize;
+    let named = matches!(kind, Kind::Cast | Kind::Call);
+    if named != (mailbox_bytes > 0) || mailbox_bytes > MAX_MAILBOX_NAME_BYTES {
+        return Err(FrameError::MailboxName);
+    }
+    let body_bytes = number_u32(header, 16) as usize;
+    if body_bytes > MAX_MESSAGE_BYTES {
+        let max = MAX_MESSAGE_BYTES as u64;
+        return Err(FrameError::Length { what: "a message", given: body_bytes as u64, max });
+    }
+    let mailbox = bytes
+        .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + mailbox_bytes)
+        .and_then(|bytes| std::str::from_utf8(bytes).ok())
+        .ok_or(FrameError::MailboxName)?;
+    let body_start = body_offset(mailbox);
+    let end = (body_start + body_bytes).next_multiple_of(ALIGNMENT);
+    let (Some(body), Some(rest)) = (bytes.get(body_start..body_start + body_bytes), bytes.get(end..))
+    else {
+        return Err(short);
+    };
+    let head =
+        Head { kind, mailbox, type_number: number_u32(header, 4), call: number_u64(header, 8) };
+    Ok((Frame { head, body }, rest))
+}
+
+/// The number at `offset`; zero beyond the end, which no caller asks for.
+fn number_u32(bytes: &[u8], offset: usize) -> u32 {
+    bytes.get(offset..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+fn number_u64(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(head: &Head<'_>, body: &[u8]) -> Vec<u8> {
+        let mut bytes = frame_header(head, body.len() as u32).to_vec();
+        bytes.extend_from_slice(head.mailbox.as_bytes());
+        bytes.resize(body_offset(head.mailbox), 0);
+        bytes.extend_from_slice(body);
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+        bytes
+    }
+
+    fn batch(frames: &[Vec<u8>]) -> Vec<u8> {
+        let frames_bytes: usize = frames.iter().map(Vec::len).sum();
+        let mut bytes = batch_header(frames.len() as u32, frames_bytes as u32).to_vec();
+        frames.iter().for_each(|frame| bytes.extend_from_slice(frame));
+        bytes
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes
+            .chunks(16)
+            .map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>())
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    const CALL: Head<'_> = Head { kind: Kind::Call, mailbox: "raft", type_number: 0x0102_0304, call: 7 };
+    const REPLY: Head<'_> = Head { kind: Kind::Reply, mailbox: "", type_number: 0, call: 0x0a0b_0c0d_0e0f };
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = batch(&[frame(&CALL, b"hello"), frame(&REPLY, b"")]);
+        expect_test::expect![[r#"
+            7cba0100020000005000000050000000
+            02040000040302010700000000000000
+            05000000000000007261667400000000
+            68656c6c6f0000000000000000000000
+            03000000000000000f0e0d0c0b0a0000
+            00000000000000000000000000000000"#]]
+        .assert_eq(&hex(&bytes));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let long = "m".repeat(MAX_MAILBOX_NAME_BYTES);
+        let heads = [CALL, REPLY, Head { kind: Kind::Cast, mailbox: &long, type_number: 9, call: 0 }];
+        let frames: Vec<_> = heads.iter().map(|head| frame(head, b"0123456789abcdefg")).collect();
+        let bytes = batch(&frames);
+        for cut in 0..bytes.len() {
+            assert_eq!(next_batch(&bytes[..cut]).unwrap(), None, "cut at {cut}");
+        }
+        let read = next_batch(&bytes).unwrap().unwrap();
+        assert_eq!(read.total_bytes, bytes.len());
+        let read: Vec<_> = read.frames().collect::<Result<_, _>>().unwrap();
+        assert_eq!(read.iter().map(|f| f.head).collect::<Vec<_>>(), heads);
+        assert!(read.iter().all(|f| f.body == b"0123456789abcdefg"));
+    }
+
+    #[test]
+    fn garbage_is_an_error_that_says_what_is_wrong() {
+        let good = batch(&[frame(&CALL, b"hello")]);
+        let rows: [(usize, u8, &str); 11] = [
+            (0, 0xff, "a batch begins with 0xbaff instead of 0xba7c"),
+            (2, 9, "batch version 9 is not known, 1 is"),
+            (3, 1, "compression 1 is not known, 0 (none) is"),
+            (11, 0xff, "a batch of 4278190128 bytes: at most 9437296 are allowed"),
+            (8, 0x40, "the frames of a batch do not fill it: two sizes without compression"),
+            (4, 0, "the frames of a batch do not fill it: bytes after the last frame"),
+            (4, 2, "the frames of a batch do not fill it: a frame is longer than its batch"),
+            (16, 0, "frame kind 0 is not known"),
+            (17, 0, "a mailbox's name is not one"),
+            (17, 200, "a mailbox's name is not one"),
+            (35, 0xff, "a message of 4278190085 bytes: at most 8388608 are allowed"),
+        ];
+        for (offset, value, expected) in rows {
+            let mut bytes = good.clone();
+            bytes[offset] = value;
+            let error = match next_batch(&bytes) {
+                Err(error) => error,
+                Ok(batch) => batch.unwrap().frames().find_map(Result::err).unwrap(),
+            };
+            assert_eq!(error.to_string(), expected, "byte {offset} = {value}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        let good = batch(&[frame(&CALL, b"hello"), frame(&REPLY, b"there")]);
+        for offset in 0..good.len() {
+            for value in [0, 1, 3, 0x10, 0x7f, 0x80, 0xff] {
+                let mut bytes = good.clone();
+                bytes[offset] = value;
+                if let Ok(Some(batch)) = next_batch(&bytes) {
+                    assert!(batch.frames().count() <= batch.messages as usize + 1);
+                }
+            }
+        }
+    }
+}

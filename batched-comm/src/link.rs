@@ -1,0 +1,307 @@
+//! A QUIC connection whose two sides know each other: TLS, names compared, hello answered.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
+use tokio::time::timeout;
+
+use crate::config::EndpointConfig;
+use crate::error::{ConnectError, Refusal};
+use crate::hello::{self, HelloError, Introduction, PREFIX_BYTES, Purpose};
+use crate::name::{ClusterId, NodeName};
+use crate::tls;
+
+/// Bulk transfers that may run at once over one connection; a lane needs one stream.
+const MAX_STREAMS: u32 = 64;
+/// What one stream may send before it is read.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What all streams of a connection may send before it is read.
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// What waits in QUIC to be acknowledged: the depth of this queue is what bulk costs calls.
+const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// How long who was refused may take to read why.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// A client has to name the server; nobody looks at it, because names are compared by certificate.
+const SERVER_NAME: &str = "node";
+
+/// Why a connection was closed, as the other side is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Close {
+    Normal = 0,
+    Replaced = 1,
+    Protocol = 2,
+    Refused = 3,
+    Dead = 4,
+    Removed = 5,
+    ShutDown = 6,
+}
+
+impl Close {
+    pub(crate) fn code(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+}
+
+/// A connection with the stream over which the hellos went.
+pub(crate) struct Link {
+    pub(crate) connection: quinn::Connection,
+    pub(crate) send: SendStream,
+    pub(crate) recv: RecvStream,
+    /// Who is on the other side; the name is in its certificate.
+    pub(crate) peer: Introduction,
+    pub(crate) purpose: Purpose,
+}
+
+/// A connection that stands, before the hello.
+pub(crate) struct Reached {
+    address: SocketAddr,
+    connection: quinn::Connection,
+    names: Vec<NodeName>,
+}
+
+/// Makes links from the socket of an endpoint.
+pub(crate) struct Linker {
+    quic: quinn::Endpoint,
+    client: RwLock<quinn::ClientConfig>,
+    own: RwLock<Introduction>,
+    hello_timeout: Duration,
+}
+
+impl Linker {
+    pub(crate) fn new(
+        quic: quinn::Endpoint,
+        client: quinn::ClientConfig,
+        own: Introduction,
+        hello_timeout: Duration,
+    ) -> Linker {
+        Linker { quic, client: RwLock::new(client), own: RwLock::new(own), hello_timeout }
+    }
+
+    pub(crate) fn quic(&self) -> &quinn::Endpoint {
+        &self.quic
+    }
+
+    /// What this node says of itself.
+    pub(crate) fn own(&self) -> Introduction {
+        self.own.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_cluster(&self, cluster: ClusterId) {
+        self.own.write().unwrap_or_else(PoisonError::into_inner).cluster = Some(cluster);
+    }
+
+    pub(crate) fn set_client(&self, client: quinn::ClientConfig) {
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    /// Dials. With a name, only that node will do.
+    pub(crate) async fn reach(
+        &self,
+        address: SocketAddr,
+        expected: Option<&NodeName>,
+    ) -> Result<Reached, ConnectError> {
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let handshake = |reason: String| ConnectError::Handshake { address, reason };
+        let connecting = match self.quic.connect_with(client, address, SERVER_NAME) {
+            Ok(connecting) => connecting,
+            Err(quinn::ConnectError::EndpointStopping) => return Err(ConnectError::ShutDown),
+            Err(error) => return Err(handshake(error.to_string())),
+        };
+        let connection = match timeout(self.hello_timeout, connecting).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
+                return Err(ConnectError::Timeout { address, after: self.hello_timeout });
+            }
+            Ok(Err(error)) => return Err(handshake(describe(&error))),
+        };
+        let names = tls::peer_names(&connection);
+        match expected {
+            Some(expected) if !names.contains(expected) => {
+                connection.close(Close::Refused.code(), b"another node was expected here");
+                let found = names.iter().map(NodeName::to_string).collect();
+                Err(ConnectError::WrongName { address, found, expected: expected.clone() })
+            }
+            _ => Ok(Reached { address, connection, names }),
+        }
+    }
+
+    /// Sends the hello and waits for its answer.
+    pub(crate) async fn greet(
+        &self,
+        reached: Reached,
+        purpose: Purpose,
+    ) -> Result<Link, ConnectError> {
+        let Reached { address, connection, names } = reached;
+        let greeting = async {
+            let lost = |reason: String| ConnectError::Handshake { address, reason };
+            let opened = connection.open_bi().await;
+            let (mut send, mut recv) = opened.map_err(|error| lost(describe(&error)))?;
+            let own = self.own();
+            // Whether it could be written shows in the answer, with a better reason.
+            let _ = send.write_all(&hello::encode_hello(&own, purpose)).await;
+            let bytes = match read_hello(&mut recv).await {
+                Ok(bytes) => bytes,
+                Err(ReadHello::Lost(error)) => {
+                    let reason = connection.close_reason().map(|reason| describe(&reason));
+                    return Err(lost(reason.unwrap_or(error)));
+                }
+                Err(ReadHello::Wrong(error)) => return Err(not_understood(address, error)),
+            };
+            let (peer, answer) = hello::decode_answer(&bytes, &own)
+                .map_err(|error| not_understood(address, error))?;
+            answer.map_err(|refusal| ConnectError::Refused { address, refusal })?;
+            check(&own, &peer, &names)
+                .map_err(|refusal| ConnectError::Refused { address, refusal })?;
+            Ok(Link { connection: connection.clone(), send, recv, peer, purpose })
+        };
+        let timed_out = ConnectError::Timeout { address, after: self.hello_timeout };
+        let result = timeout(self.hello_timeout, greeting).await.unwrap_or(Err(timed_out));
+        if let Err(error) = &result {
+            connection.close(Close::Refused.code(), error.to_string().as_bytes());
+        }
+        result
+    }
+
+    /// Takes a connection up to its hello, which is still to be answered; `None` when it was refused.
+    pub(crate) async fn receive(&self, incoming: quinn::Incoming) -> Option<Link> {
+        let address = incoming.remote_address();
+        let receiving = async {
+            let connection = match incoming.accept() {
+                Ok(connecting) => connecting.await.ok()?,
+                Err(_) => return None,
+            };
+            let (send, mut recv) = connection.accept_bi().await.ok()?;
+            let names = tls::peer_names(&connection);
+            let own = self.own();
+            let heard = match read_hello(&mut recv).await {
+                Ok(bytes) => hello::decode_hello(&bytes),
+                Err(ReadHello::Wrong(error)) => Err(error),
+                Err(ReadHello::Lost(_)) => return None,
+            };
+            let checked = match heard {
+                Ok((peer, purpose)) => check(&own, &peer, &names).map(|()| (peer, purpose)),
+                Err(HelloError::Version { given }) => {
+                    Err(Refusal::OtherVersion { given, spoken: hello::VERSION })
+                }
+                Err(HelloError::Malformed(reason)) => Err(Refusal::Malformed(reason.into())),
+            };
+            match checked {
+                Ok((peer, purpose)) => Some(Link { connection, send, recv, peer, purpose }),
+                Err(refusal) => {
+                    tracing::warn!(%address, %refusal, "a connection was refused");
+                    refuse(connection, send, &own, &refusal).await;
+                    None
+                }
+            }
+        };
+        timeout(self.hello_timeout, receiving).await.ok().flatten()
+    }
+
+    /// Answers the hello of a received link: from here on it is up.
+    pub(crate) async fn accept(&self, link: &mut Link) -> bool {
+        let answer = hello::encode_answer(&self.own(), Ok(()));
+        let written = timeout(self.hello_timeout, link.send.write_all(&answer)).await;
+        matches!(written, Ok(Ok(())))
+    }
+
+    /// Turns a received link away.
+    pub(crate) async fn refuse(&self, link: Link, refusal: &Refusal) {
+        refuse(link.connection, link.send, &self.own(), refusal).await;
+    }
+}
+
+/// How connections behave: the figures were measured, see the constants.
+pub(crate) fn transport(config: &EndpointConfig) -> Arc<TransportConfig> {
+    let mut transport = TransportConfig::default();
+    // The config's range is far below what QUIC can say.
+    let idle = IdleTimeout::try_from(config.dead_after()).ok();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .keep_alive_interval(Some(config.ping_interval()))
+        .max_idle_timeout(idle)
+        .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
+    Arc::new(transport)
+}
+
+/// What quinn says of an ended connection, with the reason the other side gave.
+pub(crate) fn describe(error: &quinn::ConnectionError) -> String {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            format!("closed by the other side: {}", String::from_utf8_lossy(&close.reason))
+        }
+        quinn::ConnectionError::ConnectionClosed(close) => {
+            let reason = String::from_utf8_lossy(&close.reason);
+            format!("refused by the other side: {} {reason}", close.error_code)
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Whether a peer may be talked to.
+fn check(own: &Introduction, peer: &Introduction, certified: &[NodeName]) -> Result<(), Refusal> {
+    if !certified.contains(&peer.name) {
+        return Err(Refusal::WrongName {
+            claimed: peer.name.to_string(),
+            certified: certified.iter().map(NodeName::to_string).collect(),
+        });
+    }
+    if peer.name == own.name && peer.instance != own.instance {
+        return Err(Refusal::OwnName { name: own.name.clone() });
+    }
+    match (own.cluster, peer.cluster) {
+        (Some(own), Some(given)) if own != given => Err(Refusal::OtherCluster { given, own }),
+        _ => Ok(()),
+    }
+}
+
+async fn refuse(
+    connection: quinn::Connection,
+    mut send: SendStream,
+    own: &Introduction,
+    refusal: &Refusal,
+) {
+    let told = async {
+        send.write_all(&hello::encode_answer(own, Err(refusal))).await.ok()?;
+        send.finish().ok()?;
+        connection.closed().await;
+        Some(())
+    };
+    // Who does not read why is closed all the same.
+    let _ = timeout(REFUSAL_TIMEOUT, told).await;
+    connection.close(Close::Refused.code(), refusal.to_string().as_bytes());
+}
+
+fn not_understood(address: SocketAddr, error: HelloError) -> ConnectError {
+    match error {
+        HelloError::Version { given } => {
+            let refusal = Refusal::OtherVersion { given, spoken: hello::VERSION };
+            ConnectError::Refused { address, refusal }
+        }
+        HelloError::Malformed(reason) => {
+            ConnectError::Malformed { address, reason: reason.to_owned() }
+        }
+    }
+}
+
+enum ReadHello {
+    Lost(String),
+    Wrong(HelloError),
+}
+
+async fn read_hello(recv: &mut RecvStream) -> Result<Vec<u8>, ReadHello> {
+    let lost = |error: quinn::ReadExactError| ReadHello::Lost(error.to_string());
+    let mut prefix = [0; PREFIX_BYTES];
+    recv.read_exact(&mut prefix).await.map_err(lost)?;
+    let length = hello::length(&prefix).map_err(ReadHello::Wrong)?;
+    let mut bytes = prefix.to_vec();
+    bytes.resize(length, 0);
+    recv.read_exact(&mut bytes[PREFIX_BYTES..]).await.map_err(lost)?;
+    Ok(bytes)
+}

@@ -1,0 +1,169 @@
+//! What went over a lane, counted; and the names under which it is published.
+//!
+//! Counted once per batch, so that counting costs nothing per message. The same numbers go to the
+//! `metrics` facade, labelled with `peer`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use metrics::Counter;
+
+use crate::name::NodeName;
+
+/// Metric: messages handed to QUIC.
+pub const MESSAGES_SENT: &str = "batched_comm_messages_sent_total";
+/// Metric: batches handed to QUIC.
+pub const BATCHES_SENT: &str = "batched_comm_batches_sent_total";
+/// Metric: bytes of batches handed to QUIC.
+pub const BYTES_SENT: &str = "batched_comm_bytes_sent_total";
+/// Metric: messages received.
+pub const MESSAGES_RECEIVED: &str = "batched_comm_messages_received_total";
+/// Metric: bytes received.
+pub const BYTES_RECEIVED: &str = "batched_comm_bytes_received_total";
+/// Metric: messages that were dropped: no connection, no mailbox, mailbox full, late reply.
+pub const MESSAGES_DROPPED: &str = "batched_comm_messages_dropped_total";
+/// Metric: connections that came up after an earlier one.
+pub const RECONNECTS: &str = "batched_comm_reconnects_total";
+
+/// Counts of one peer since it became known. Subtract an earlier one to get a period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Messages handed to QUIC.
+    pub messages_sent: u64,
+    /// Batches handed to QUIC.
+    pub batches_sent: u64,
+    /// Bytes of those batches.
+    pub bytes_sent: u64,
+    /// Messages received.
+    pub messages_received: u64,
+    /// Batches received.
+    pub batches_received: u64,
+    /// Bytes received.
+    pub bytes_received: u64,
+    /// Messages dropped here: cast without a connection, no such mailbox, mailbox full, late reply.
+    pub messages_dropped: u64,
+    /// Connections that came up, the first one included.
+    pub connections: u64,
+}
+
+impl Traffic {
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Traffic) -> Traffic {
+        Traffic {
+            messages_sent: self.messages_sent.saturating_sub(earlier.messages_sent),
+            batches_sent: self.batches_sent.saturating_sub(earlier.batches_sent),
+            bytes_sent: self.bytes_sent.saturating_sub(earlier.bytes_sent),
+            messages_received: self.messages_received.saturating_sub(earlier.messages_received),
+            batches_received: self.batches_received.saturating_sub(earlier.batches_received),
+            bytes_received: self.bytes_received.saturating_sub(earlier.bytes_received),
+            messages_dropped: self.messages_dropped.saturating_sub(earlier.messages_dropped),
+            connections: self.connections.saturating_sub(earlier.connections),
+        }
+    }
+}
+
+/// A number in an atomic and in a metric.
+struct Count {
+    value: AtomicU64,
+    metric: Counter,
+}
+
+impl Count {
+    fn new(metric: Counter) -> Count {
+        Count { value: AtomicU64::new(0), metric }
+    }
+
+    fn add(&self, n: u64) {
+        if n > 0 {
+            self.value.fetch_add(n, Relaxed);
+            self.metric.increment(n);
+        }
+    }
+
+    fn get(&self) -> u64 {
+        self.value.load(Relaxed)
+    }
+}
+
+/// The counters of one peer.
+pub(crate) struct Stats {
+    messages_sent: Count,
+    batches_sent: Count,
+    bytes_sent: Count,
+    messages_received: Count,
+    batches_received: AtomicU64,
+    bytes_received: Count,
+    messages_dropped: Count,
+    connections: AtomicU64,
+    reconnects: Counter,
+}
+
+impl Stats {
+    pub(crate) fn new(peer: &NodeName) -> Stats {
+        let count =
+            |name: &'static str| Count::new(metrics::counter!(name, "peer" => peer.to_string()));
+        Stats {
+            messages_sent: count(MESSAGES_SENT),
+            batches_sent: count(BATCHES_SENT),
+            bytes_sent: count(BYTES_SENT),
+            messages_received: count(MESSAGES_RECEIVED),
+            batches_received: AtomicU64::new(0),
+            bytes_received: count(BYTES_RECEIVED),
+            messages_dropped: count(MESSAGES_DROPPED),
+            connections: AtomicU64::new(0),
+            reconnects: metrics::counter!(RECONNECTS, "peer" => peer.to_string()),
+        }
+    }
+
+    pub(crate) fn sent(&self, messages: u64, batches: u64, bytes: u64) {
+        self.messages_sent.add(messages);
+        self.batches_sent.add(batches);
+        self.bytes_sent.add(bytes);
+    }
+
+    pub(crate) fn received(&self, messages: u64, bytes: u64) {
+        self.messages_received.add(messages);
+        self.batches_received.fetch_add(1, Relaxed);
+        self.bytes_received.add(bytes);
+    }
+
+    pub(crate) fn dropped(&self, messages: u64) {
+        self.messages_dropped.add(messages);
+    }
+
+    pub(crate) fn connected(&self) {
+        if self.connections.fetch_add(1, Relaxed) > 0 {
+            self.reconnects.increment(1);
+        }
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            messages_sent: self.messages_sent.get(),
+            batches_sent: self.batches_sent.get(),
+            bytes_sent: self.bytes_sent.get(),
+            messages_received: self.messages_received.get(),
+            batches_received: self.batches_received.load(Relaxed),
+            bytes_received: self.bytes_received.get(),
+            messages_dropped: self.messages_dropped.get(),
+            connections: self.connections.load(Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_is_the_difference_of_two_moments() {
+        let stats = Stats::new(&"n2".parse().unwrap());
+        stats.sent(10, 2, 900);
+        let before = stats.traffic();
+        assert_eq!(stats.traffic().since(&before), Traffic::default());
+        stats.sent(5, 1, 400);
+        stats.dropped(1);
+        let period = stats.traffic().since(&before);
+        assert_eq!((period.messages_sent, period.batches_sent, period.bytes_sent), (5, 1, 400));
+        assert_eq!(period.messages_dropped, 1);
+    }
+}

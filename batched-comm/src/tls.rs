@@ -1,0 +1,654 @@
+//! Certificates, and mutual TLS from them.
+//!
+//! A directory holds `ca.pem`, the CA's certificate; `ca.key`, its key, only where certificates are
+//! issued; and per node `NAME.pem` and `NAME.key`. Keys are readable by their owner alone.
+//!
+//! A node's name stands in its certificate as the URI `node:NAME`, because not every NodeName is a DNS
+//! name. TLS itself checks that a certificate is by the CA and valid now; the name is read from it and
+//! compared on both sides, against the name that was dialled and against the name in the hello.
+//!
+//! Everything that is made here appears under its name in one step and never replaces a key, so any
+//! number of processes may start in an empty directory at once: they end up with one CA. The CA's name
+//! follows from its key, so two processes that write its certificate write the same trust anchor.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
+use ring::{digest, hkdf, hmac};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::error::{BindError, IdentityError};
+use crate::name::NodeName;
+
+/// What stands before the name in a certificate's URI.
+const URI_SCHEME: &str = "node:";
+/// Who speaks anything else over QUIC is turned away in the handshake.
+const PROTOCOL: &[u8] = b"batched-comm/1";
+/// How long a CA is valid.
+const CA_YEARS: i32 = 30;
+/// How long a node's certificate is valid.
+const NODE_YEARS: i32 = 10;
+
+/// Who a node is, and whom it trusts: its certificate and key, and the CA's certificates.
+#[derive(Clone)]
+pub struct Identity {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: NodeName,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Identity({})", self.inner.name)
+    }
+}
+
+impl Identity {
+    /// For development: makes in `dir` what is missing of CA, certificate and key. Safe when many
+    /// processes start at once.
+    ///
+    /// # Errors
+    /// When `name` is no name, a file cannot be made, or a certificate is there without its CA's key.
+    pub fn dev(dir: impl AsRef<Path>, name: &str) -> Result<Identity, IdentityError> {
+        let dir = dir.as_ref();
+        let files = NodeFiles::new(dir, &name.parse()?);
+        if !(files.certificate.exists() && files.key.exists() && ca_path(dir).exists()) {
+            create_dir(dir)?;
+            if !(ca_path(dir).exists() && !ca_key_path(dir).exists()) {
+                make_ca(dir)?;
+            }
+            make_node(dir, &files, &[])?;
+        }
+        Self::load(dir, name)
+    }
+
+    /// Reads `ca.pem`, `NAME.pem` and `NAME.key` from `dir`. `ca.pem` may hold several CAs.
+    ///
+    /// # Errors
+    /// When a file is missing, is not what its name says, or does not belong to the others.
+    pub fn load(dir: impl AsRef<Path>, name: &str) -> Result<Identity, IdentityError> {
+        let dir = dir.as_ref();
+        let files = NodeFiles::new(dir, &name.parse()?);
+        let hint = "make a CA with init_ca, and the node's certificate with issue";
+        let roots = read_certificates(&ca_path(dir), hint)?;
+        let chain = read_certificates(&files.certificate, hint)?;
+        let key_pem = read(&files.key, hint)?;
+        let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| IdentityError::Content {
+            path: files.key.clone(),
+            what: "private key",
+            reason: error.to_string(),
+        })?;
+        Self::new(files.name, chain, key, roots, &files.certificate)
+    }
+
+    /// A CA that lives in memory and issues identities: for tests.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn in_memory_ca() -> Result<MemoryCa, IdentityError> {
+        let key = KeyPair::generate().map_err(issue_error)?;
+        let certificate = ca_certificate(&key)?.der().clone();
+        Ok(MemoryCa { key, certificate })
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &NodeName {
+        &self.inner.name
+    }
+
+    fn new(
+        name: NodeName,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        certificates: Vec<CertificateDer<'static>>,
+        path: &Path,
+    ) -> Result<Identity, IdentityError> {
+        let content = |reason: String| IdentityError::Content {
+            path: path.to_owned(),
+            what: "certificate",
+            reason,
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates {
+            roots.add(certificate).map_err(|error| content(error.to_string()))?;
+        }
+        let (first, rest) = chain.split_first().ok_or_else(|| content("it is empty".into()))?;
+        let found = names_in(first);
+        if !found.contains(&name) {
+            let found = found.iter().map(NodeName::to_string).collect();
+            return Err(IdentityError::OtherName { path: path.to_owned(), found, expected: name });
+        }
+        verify_chain(first, rest, &roots, UnixTime::now()).map_err(|error| {
+            IdentityError::NotIssued { name: name.clone(), reason: error.to_string() }
+        })?;
+        rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
+            .map_err(|error| content(format!("it does not fit its key: {error}")))?;
+        let inner = Inner { name, chain, key, roots: Arc::new(roots) };
+        Ok(Identity { inner: Arc::new(inner) })
+    }
+
+    /// What this node says as a server: who has no certificate by the CA is turned away.
+    pub(crate) fn server_config(&self) -> Result<quinn::ServerConfig, BindError> {
+        let provider = provider();
+        let roots = self.inner.roots.clone();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(tls_error)?;
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(tls_error)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.inner.chain.clone(), self.inner.key.clone_key())
+            .map_err(tls_error)?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        // No resumption: a resumed session is not judged by its certificate again.
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        let config = QuicServerConfig::try_from(config).map_err(tls_error)?;
+        Ok(quinn::ServerConfig::with_crypto(Arc::new(config)))
+    }
+
+    /// What this node says as a client.
+    pub(crate) fn client_config(&self) -> Result<quinn::ClientConfig, BindError> {
+        let provider = provider();
+        let verifier = AnyNodeOfTheCa { roots: self.inner.roots.clone(), provider: provider.clone() };
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(tls_error)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(self.inner.chain.clone(), self.inner.key.clone_key())
+            .map_err(tls_error)?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        config.enable_early_data = false;
+        let config = QuicClientConfig::try_from(config).map_err(tls_error)?;
+        Ok(quinn::ClientConfig::new(Arc::new(config)))
+    }
+
+    /// How quinn makes connection ids and reset tokens. Both follow from the node's key, so that a
+    /// restarted node answers packets of its former connections with resets that the peers believe.
+    pub(crate) fn quic_config(&self) -> quinn::EndpointConfig {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"batched-comm reset v1");
+        let secret = salt.extract(self.inner.key.secret_der());
+        let reset_key = derive(&secret, b"stateless reset");
+        let id_key = derive(&secret, b"connection ids");
+        let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &reset_key);
+        let id_key = hmac::Key::new(hmac::HMAC_SHA256, &id_key);
+        let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
+        config.cid_generator(move || Box::new(OwnConnectionIds { key: id_key.clone() }));
+        config
+    }
+}
+
+/// A CA in memory, for tests.
+pub struct MemoryCa {
+    key: KeyPair,
+    certificate: CertificateDer<'static>,
+}
+
+impl MemoryCa {
+    /// The identity of a node called `name`.
+    ///
+    /// # Errors
+    /// When `name` is no name, or no key can be made.
+    pub fn issue(&self, name: &str) -> Result<Identity, IdentityError> {
+        let name: NodeName = name.parse()?;
+        let key = KeyPair::generate().map_err(issue_error)?;
+        let certificate = node_certificate(&name, &[], &key, &self.key)?;
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let roots = vec![self.certificate.clone()];
+        Identity::new(name, vec![certificate.der().clone()], key, roots, Path::new("memory"))
+    }
+}
+
+/// Makes a CA in `dir`: `ca.pem` for every node, and `ca.key`, which stays here.
+///
+/// # Errors
+/// When there is one, or a file cannot be made.
+pub fn init_ca(dir: impl AsRef<Path>) -> Result<(), IdentityError> {
+    let dir = dir.as_ref();
+    create_dir(dir)?;
+    for path in [ca_path(dir), ca_key_path(dir)] {
+        if path.exists() {
+            return Err(IdentityError::Exists { path });
+        }
+    }
+    make_ca(dir)
+}
+
+/// Issues a certificate for the node `name` with the CA in `dir`: writes `NAME.pem`, and `NAME.key` where
+/// there is none. `hosts` are further DNS names or addresses to put into it.
+///
+/// # Errors
+/// When `name` or a host is none, the CA's key is missing, or a file cannot be made.
+pub fn issue(dir: impl AsRef<Path>, name: &str, hosts: &[String]) -> Result<(), IdentityError> {
+    let dir = dir.as_ref();
+    make_node(dir, &NodeFiles::new(dir, &name.parse()?), hosts)
+}
+
+/// The names in the certificate by which the other side of `connection` has proved itself.
+pub(crate) fn peer_names(connection: &quinn::Connection) -> Vec<NodeName> {
+    let identity = connection.peer_identity();
+    let chain = identity.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.and_then(|chain| chain.first().map(names_in)).unwrap_or_default()
+}
+
+/// The nodes' names in a certificate.
+fn names_in(certificate: &CertificateDer<'_>) -> Vec<NodeName> {
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return Vec::new() };
+    certificate
+        .valid_uri_names()
+        .filter_map(|uri| uri.strip_prefix(URI_SCHEME)?.parse().ok())
+        .collect()
+}
+
+/// Accepts every certificate by the CA; the caller reads the name from it and compares.
+#[derive(Debug)]
+struct AnyNodeOfTheCa {
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyNodeOfTheCa {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        verify_chain(end_entity, intermediates, &self.roots, now)?;
+        if names_in(end_entity).is_empty() {
+            return Err(rustls::Error::General("the certificate has no node's name".into()));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Connection ids that a node knows for its own, also those of its former starts: random bytes and a tag.
+///
+/// quinn's own generator takes a new key at each start; ids of former starts are noise to it, and it
+/// answers noise with silence instead of a reset.
+struct OwnConnectionIds {
+    key: hmac::Key,
+}
+
+const ID_RANDOM_BYTES: usize = 6;
+const ID_TAG_BYTES: usize = 6;
+
+impl OwnConnectionIds {
+    fn id(&self, random: &[u8]) -> [u8; ID_RANDOM_BYTES + ID_TAG_BYTES] {
+        let mut id = [0; ID_RANDOM_BYTES + ID_TAG_BYTES];
+        id[..ID_RANDOM_BYTES].copy_from_slice(random);
+        let tag = hmac::sign(&self.key, random);
+        id[ID_RANDOM_BYTES..].copy_from_slice(&tag.as_ref()[..ID_TAG_BYTES]);
+        id
+    }
+}
+
+impl quinn::ConnectionIdGenerator for OwnConnectionIds {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        quinn::ConnectionId::new(&self.id(&rand::random::<[u8; ID_RANDOM_BYTES]>()))
+    }
+
+    fn validate(&self, id: &quinn::ConnectionId) -> Result<(), quinn_proto::InvalidCid> {
+        let known = id.len() == self.cid_len() && self.id(&id[..ID_RANDOM_BYTES])[..] == id[..];
+        known.then_some(()).ok_or(quinn_proto::InvalidCid)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_RANDOM_BYTES + ID_TAG_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<std::time::Duration> {
+        None
+    }
+}
+
+fn verify_chain(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let algorithms = provider().signature_verification_algorithms;
+    let certificate = ParsedCertificate::try_from(end_entity)?;
+    rustls::client::verify_server_cert_signed_by_trust_anchor(
+        &certificate,
+        roots,
+        intermediates,
+        now,
+        algorithms.all,
+    )
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn derive(secret: &hkdf::Prk, label: &'static [u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    let info = [label];
+    // Neither fails: 32 bytes are what HKDF-SHA256 gives at least.
+    if let Ok(okm) = secret.expand(&info, hkdf::HKDF_SHA256) {
+        let _ = okm.fill(&mut out);
+    }
+    out
+}
+
+/// Where a node's files are.
+struct NodeFiles {
+    name: NodeName,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl NodeFiles {
+    fn new(dir: &Path, name: &NodeName) -> NodeFiles {
+        NodeFiles {
+            name: name.clone(),
+            certificate: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}.key")),
+        }
+    }
+}
+
+fn ca_path(dir: &Path) -> PathBuf {
+    dir.join("ca.pem")
+}
+
+fn ca_key_path(dir: &Path) -> PathBuf {
+    dir.join("ca.key")
+}
+
+/// The key first: whoever finds it makes the certificate that follows from it.
+fn make_ca(dir: &Path) -> Result<(), IdentityError> {
+    let key = make_key(&ca_key_path(dir))?;
+    publish(&ca_path(dir), ca_certificate(&key)?.pem().as_bytes(), Replace::Never)
+}
+
+fn make_node(dir: &Path, files: &NodeFiles, hosts: &[String]) -> Result<(), IdentityError> {
+    let hint = "certificates are issued only where the CA's key is; copy NAME.pem and NAME.key from there";
+    let ca_key = read_key(&ca_key_path(dir), hint)?;
+    let key = make_key(&files.key)?;
+    let certificate = node_certificate(&files.name, hosts, &key, &ca_key)?;
+    publish(&files.certificate, certificate.pem().as_bytes(), Replace::Yes)
+}
+
+/// The key in `path`, made when there is none.
+fn make_key(path: &Path) -> Result<KeyPair, IdentityError> {
+    if !path.exists() {
+        let key = KeyPair::generate().map_err(issue_error)?;
+        publish(path, key.serialize_pem().as_bytes(), Replace::Never)?;
+    }
+    read_key(path, "it was there a moment ago")
+}
+
+fn ca_name(key: &KeyPair) -> DistinguishedName {
+    let digest = digest::digest(&digest::SHA256, key.public_key_raw());
+    let hex: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let mut name = DistinguishedName::new();
+    // Two CAs never have one name, which would make rustls take one for the other.
+    name.push(DnType::CommonName, format!("batched-comm CA {hex}"));
+    name
+}
+
+fn ca_params(key: &KeyPair) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = ca_name(key);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    valid_for(&mut params, CA_YEARS);
+    params
+}
+
+fn ca_certificate(key: &KeyPair) -> Result<rcgen::Certificate, IdentityError> {
+    ca_params(key).self_signed(key).map_err(issue_error)
+}
+
+fn node_certificate(
+    name: &NodeName,
+    hosts: &[String],
+    key: &KeyPair,
+    ca_key: &KeyPair,
+) -> Result<rcgen::Certificate, IdentityError> {
+    let mut params = CertificateParams::default();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name.as_str());
+    params.distinguished_name = subject;
+    let uri = format!("{URI_SCHEME}{name}").try_into().map_err(issue_error)?;
+    params.subject_alt_names.push(SanType::URI(uri));
+    let own_name = DnsName::try_from(name.as_str()).is_ok().then(|| name.to_string());
+    for host in own_name.iter().chain(hosts) {
+        let entry = match host.parse::<IpAddr>() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) if DnsName::try_from(host.as_str()).is_ok() => {
+                SanType::DnsName(host.as_str().try_into().map_err(issue_error)?)
+            }
+            Err(_) => {
+                let reason = format!("{host:?} is neither a host's name nor an address");
+                return Err(IdentityError::Issue { reason });
+            }
+        };
+        params.subject_alt_names.push(entry);
+    }
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    valid_for(&mut params, NODE_YEARS);
+    let ca = ca_params(ca_key);
+    params.signed_by(key, &Issuer::from_params(&ca, ca_key)).map_err(issue_error)
+}
+
+/// From last year on, so that clocks may differ.
+fn valid_for(params: &mut CertificateParams, years: i32) {
+    const SECONDS_PER_YEAR: u64 = 31_556_952;
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let year = 1970 + (since_1970.as_secs() / SECONDS_PER_YEAR) as i32;
+    params.not_before = date_time_ymd(year - 1, 1, 1);
+    params.not_after = date_time_ymd(year + years, 1, 1);
+}
+
+fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, IdentityError> {
+    fs::read(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => IdentityError::Missing { path: path.to_owned(), hint },
+        _ => IdentityError::File { action: "read", path: path.to_owned(), source },
+    })
+}
+
+fn read_certificates(
+    path: &Path,
+    hint: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let content = |reason| IdentityError::Content { path: path.to_owned(), what: "certificate", reason };
+    let pem = read(path, hint)?;
+    let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|error| content(error.to_string()))?;
+    if found.is_empty() { Err(content("there is none in it".into())) } else { Ok(found) }
+}
+
+fn read_key(path: &Path, hint: &'static str) -> Result<KeyPair, IdentityError> {
+    let content = |reason| IdentityError::Content { path: path.to_owned(), what: "private key", reason };
+    let pem = String::from_utf8(read(path, hint)?).map_err(|error| content(error.to_string()))?;
+    KeyPair::from_pem(&pem).map_err(|error| content(error.to_string()))
+}
+
+/// What becomes of a file that is there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Replace {
+    Yes,
+    Never,
+}
+
+/// Makes the file appear whole, under its name, at once. With `Replace::Never` the first one to do so
+/// wins, and the others' content is dropped.
+fn publish(path: &Path, content: &[u8], replace: Replace) -> Result<(), IdentityError> {
+    let failed = |action, source| IdentityError::File { action, path: path.to_owned(), source };
+    let draft = path.with_extension(format!("{:016x}.tmp", rand::random::<u64>()));
+    let secret = path.extension().is_some_and(|extension| extension == "key");
+    let written = write_file(&draft, content, secret).map_err(|source| failed("write", source));
+    let published = written.and_then(|()| match replace {
+        Replace::Yes => fs::rename(&draft, path).map_err(|source| failed("create", source)),
+        Replace::Never => match fs::hard_link(&draft, path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(failed("create", source))
+            }
+            _ => Ok(()),
+        },
+    });
+    // Gone already after a rename.
+    let _ = fs::remove_file(&draft);
+    published
+}
+
+/// Writes a file, which nobody else can read when it is `secret`, and syncs it.
+fn write_file(path: &Path, content: &[u8], secret: bool) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, if secret { 0o600 } else { 0o644 });
+    #[cfg(not(unix))]
+    let _ = secret;
+    let mut file = options.open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn create_dir(dir: &Path) -> Result<(), IdentityError> {
+    fs::create_dir_all(dir)
+        .map_err(|source| IdentityError::File { action: "create", path: dir.to_owned(), source })
+}
+
+fn issue_error(error: rcgen::Error) -> IdentityError {
+    IdentityError::Issue { reason: error.to_string() }
+}
+
+fn tls_error(error: impl std::fmt::Display) -> BindError {
+    BindError::Tls { reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_dns_names_are_found_in_certificates() {
+        let ca = Identity::in_memory_ca().unwrap();
+        for name in ["n1", "node_1", "_", "n1.example.com", "A-b.c_d"] {
+            let identity = ca.issue(name).unwrap();
+            let names: Vec<_> = names_in(&identity.inner.chain[0]);
+            assert_eq!(names, [name.parse().unwrap()]);
+        }
+    }
+
+    #[test]
+    fn many_that_start_at_once_share_one_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        let identities: Vec<Identity> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..12)
+                .map(|n| {
+                    let dir = dir.path();
+                    scope.spawn(move || Identity::dev(dir, &format!("n{}", n / 2)).unwrap())
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let roots = &identities[0].inner.roots;
+        for identity in &identities {
+            verify_chain(&identity.inner.chain[0], &[], roots, UnixTime::now()).unwrap();
+        }
+        let left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".tmp"))
+            .collect();
+        assert_eq!(left, Vec::<String>::new());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn keys_are_for_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        Identity::dev(dir.path(), "n1").unwrap();
+        for key in ["ca.key", "n1.key"] {
+            let mode = fs::metadata(dir.path().join(key)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_files_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Identity::load(dir.path(), "n1").unwrap_err();
+        assert!(matches!(error, IdentityError::Missing { .. }), "{error}");
+        init_ca(dir.path()).unwrap();
+        assert!(matches!(init_ca(dir.path()), Err(IdentityError::Exists { .. })));
+        issue(dir.path(), "n1", &["localhost".into(), "::1".into()]).unwrap();
+        assert_eq!(Identity::load(dir.path(), "n1").unwrap().name().as_str(), "n1");
+        let bad_host = issue(dir.path(), "n1", &["not a host".into()]);
+        assert!(matches!(bad_host, Err(IdentityError::Issue { .. })));
+        for file in ["n1.pem", "n1.key"] {
+            fs::copy(dir.path().join(file), dir.path().join(file.replace("n1", "n2"))).unwrap();
+        }
+        let error = Identity::load(dir.path(), "n2").unwrap_err();
+        assert!(matches!(error, IdentityError::OtherName { .. }), "{error}");
+        let other = tempfile::tempdir().unwrap();
+        init_ca(other.path()).unwrap();
+        fs::copy(other.path().join("ca.pem"), dir.path().join("ca.pem")).unwrap();
+        let error = Identity::load(dir.path(), "n1").unwrap_err();
+        assert!(matches!(error, IdentityError::NotIssued { .. }), "{error}");
+        fs::write(dir.path().join("n1.pem"), "nonsense").unwrap();
+        let error = Identity::load(dir.path(), "n1").unwrap_err();
+        assert!(matches!(error, IdentityError::Content { .. }), "{error}");
+        fs::remove_file(dir.path().join("ca.key")).unwrap();
+        let error = Identity::dev(dir.path(), "n3").unwrap_err();
+        assert!(matches!(error, IdentityError::Missing { .. }), "{error}");
+    }
+}

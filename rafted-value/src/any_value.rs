@@ -1,0 +1,114 @@
+//! A [`Value`] behind bytes: the one place where the user's type meets the group's machinery. The user's code
+//! runs under `catch_unwind` here and nowhere else.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::value::{Context, Value, read_value};
+use crate::wire::{decode, encode};
+
+/// A value of some type.
+pub(crate) trait AnyValue: Send + Sync {
+    /// Runs an encoded command; the error is the panic's message, or why the bytes are no command.
+    fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, String>;
+    fn query(&self, context: &Context<'_>, query: &[u8]) -> Result<Bytes, String>;
+    /// A copy that further commands do not change.
+    fn freeze(&self) -> Box<dyn AnyValue>;
+    fn encode(&self) -> io::Result<Bytes>;
+    fn version(&self) -> u32;
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// Makes values of one type, empty or from a snapshot.
+#[derive(Clone)]
+pub struct ValueFactory {
+    create: fn() -> Box<dyn AnyValue>,
+    restore: fn(u32, &[u8]) -> Result<Box<dyn AnyValue>, String>,
+    environment: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl ValueFactory {
+    /// For values of type `V`; `environment` is what [`Context::environment`] gives its code.
+    pub fn of<V: Value>(environment: Option<Arc<dyn Any + Send + Sync>>) -> Self {
+        Self {
+            create: || Box::new(Typed(V::default())),
+            restore: |version, bytes| {
+                let value: V = read_value(version, bytes).map_err(|error| error.to_string())?;
+                Ok(Box::new(Typed(value)))
+            },
+            environment,
+        }
+    }
+
+    pub(crate) fn create(&self) -> Box<dyn AnyValue> {
+        (self.create)()
+    }
+
+    pub(crate) fn restore(&self, version: u32, bytes: &[u8]) -> Result<Box<dyn AnyValue>, String> {
+        (self.restore)(version, bytes)
+    }
+
+    pub(crate) fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.environment.as_deref()
+    }
+}
+
+impl std::fmt::Debug for ValueFactory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ValueFactory").finish_non_exhaustive()
+    }
+}
+
+struct Typed<V>(V);
+
+impl<V: Value> AnyValue for Typed<V> {
+    fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, String> {
+        if schema > V::VERSION {
+            return Err(format!("the command has version {schema}, this node knows up to {}; upgrade it", V::VERSION));
+        }
+        let command: V::Command = decode(payload).map_err(|error| error.to_string())?;
+        contained(|| self.0.command_in(context, command))
+            .and_then(|reply| encode(&reply).map_err(|error| error.to_string()))
+            .map(|bytes| Bytes::copy_from_slice(&bytes))
+    }
+
+    fn query(&self, context: &Context<'_>, query: &[u8]) -> Result<Bytes, String> {
+        let query: V::Query = decode(query).map_err(|error| error.to_string())?;
+        contained(|| self.0.query_in(context, query))
+            .and_then(|answer| encode(&answer).map_err(|error| error.to_string()))
+            .map(|bytes| Bytes::copy_from_slice(&bytes))
+    }
+
+    fn freeze(&self) -> Box<dyn AnyValue> {
+        Box::new(Self(self.0.clone()))
+    }
+
+    fn encode(&self) -> io::Result<Bytes> {
+        // The aligned buffer is kept as it is: a copy would double the memory of a large snapshot.
+        encode(&self.0).map(Bytes::from_owner).map_err(io::Error::other)
+    }
+
+    fn version(&self) -> u32 {
+        V::VERSION
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        &self.0
+    }
+}
+
+/// Runs the user's code; a panic becomes its message.
+fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        format!("it panicked: {message}")
+    })
+}

@@ -1,0 +1,257 @@
+//! Finds a group's leader and gets one command or query answered within a deadline, across elections,
+//! redirects and lost connections. What it never does: report as failed what may have happened, or send a
+//! command again that could run twice.
+//!
+//! ```text
+//!             reply ---------------------------------------------> done
+//! attempt --> not leader, with a hint --> the hinted node at once
+//!             not leader, wrong node, not sent --> the next node, after a pause once all were tried
+//!             lost, or unknown there --> "maybe": again under the same id; without an id: unknown
+//! deadline -> maybe: unknown outcome; else: did not happen
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
+use crate::group::UntypedReplica;
+use crate::proposer::ProposeError;
+use crate::reader::ReadError;
+use crate::rpc::{Answer, ClusterTag, Envelope, Request, RequestBody};
+use crate::transport::{Transport, TransportError};
+
+/// Where the replicas of a group are, as far as this process knows.
+pub trait Route: Send + Sync + 'static {
+    /// This node's name; its requests do not leave it.
+    fn here(&self) -> &str;
+    /// This node's replica of the group.
+    fn local(&self, group: &str) -> Option<UntypedReplica>;
+    /// The nodes to try, best first.
+    fn nodes(&self, group: &str) -> Vec<String>;
+    /// The cluster, and the group's incarnation; `None` while the group is not known here.
+    fn identity(&self, group: &str) -> Option<(ClusterTag, u64)>;
+    /// The node that last answered as the leader or was named as such.
+    fn leader(&self, group: &str) -> Option<String>;
+    /// Remembers the leader's node, or forgets it.
+    fn set_leader(&self, group: &str, node: Option<&str>);
+}
+
+/// Sends commands and queries to the leaders of groups. Clones share it.
+#[derive(Clone)]
+pub struct GroupClient {
+    route: Arc<dyn Route>,
+    transport: Arc<dyn Transport>,
+}
+
+/// The first attempt's patience; it doubles with each one that was lost.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+/// Between rounds over all nodes: about a third of an election.
+const PAUSE: Duration = Duration::from_millis(40);
+/// Redirects that are followed without a pause.
+const MAX_PROMPT_REDIRECTS: u32 = 3;
+
+enum Outcome {
+    Done(Bytes),
+    /// The user's code failed.
+    Failed(String),
+    /// Final, and nothing happened.
+    Refused(NotHappened),
+    /// Try elsewhere; nothing happened.
+    Elsewhere {
+        leader: Option<String>,
+    },
+    /// May have happened.
+    Maybe(UnknownOutcome),
+}
+
+impl GroupClient {
+    /// A client that finds replicas by `route` and reaches them by `transport`.
+    pub fn new(route: Arc<dyn Route>, transport: Arc<dyn Transport>) -> Self {
+        Self { route, transport }
+    }
+
+    /// Gets an encoded command (see [`encode_command`](crate::encode_command)) answered. With an id it is sent
+    /// as often as needed and runs once; without one it is sent again only while it is known not to have happened.
+    pub async fn command(&self, group: &str, command: Bytes, timeout: Duration) -> Result<Bytes, CommandError> {
+        let has_id = crate::command::has_id(&command);
+        let deadline = Instant::now() + timeout;
+        let mut search = Search::new(self, group, deadline);
+        let mut maybe = None;
+        while let Some((node, patience)) = search.next(maybe.is_some()).await {
+            match self.attempt(group, &node, RequestBody::Command(command.clone()), patience).await {
+                Outcome::Done(reply) => {
+                    self.route.set_leader(group, Some(&node));
+                    return Ok(reply);
+                }
+                Outcome::Failed(message) => return Err(CommandError::Failed(message)),
+                Outcome::Refused(reason) => {
+                    // An earlier attempt may have got further than this one.
+                    return Err(maybe.map_or(CommandError::NotHappened(reason), CommandError::Unknown));
+                }
+                Outcome::Elsewhere { leader } => search.elsewhere(&node, leader),
+                Outcome::Maybe(UnknownOutcome::Expired) => {
+                    return Err(UnknownOutcome::Expired.into());
+                }
+                Outcome::Maybe(reason) if !has_id => return Err(reason.into()),
+                Outcome::Maybe(reason) => {
+                    maybe = Some(reason);
+                    search.elsewhere(&node, None);
+                }
+            }
+        }
+        Err(match maybe {
+            Some(_) => UnknownOutcome::Timeout(timeout).into(),
+            None => NotHappened::NoLeader { group: group.to_owned(), waited: timeout }.into(),
+        })
+    }
+
+    /// Gets an encoded query answered, linearizably.
+    pub async fn query(&self, group: &str, query: Bytes, timeout: Duration) -> Result<Bytes, QueryError> {
+        let deadline = Instant::now() + timeout;
+        let mut search = Search::new(self, group, deadline);
+        let mut lost = false;
+        while let Some((node, patience)) = search.next(lost).await {
+            match self.attempt(group, &node, RequestBody::Query(query.clone()), patience).await {
+                Outcome::Done(answer) => {
+                    self.route.set_leader(group, Some(&node));
+                    return Ok(answer);
+                }
+                Outcome::Failed(message) => return Err(QueryError::Failed(message)),
+                Outcome::Refused(reason) => return Err(reason.into()),
+                Outcome::Elsewhere { leader } => search.elsewhere(&node, leader),
+                Outcome::Maybe(_) => {
+                    lost = true;
+                    search.elsewhere(&node, None);
+                }
+            }
+        }
+        Err(NotHappened::NoLeader { group: group.to_owned(), waited: timeout }.into())
+    }
+
+    async fn attempt(&self, group: &str, node: &str, body: RequestBody, patience: Duration) -> Outcome {
+        if node == self.route.here() {
+            return match (self.route.local(group), body) {
+                (Some(replica), RequestBody::Command(command)) => {
+                    from_proposal(replica.propose(command, patience).await)
+                }
+                (Some(replica), RequestBody::Query(query)) => from_read(replica.read(query, patience).await),
+                _ => Outcome::Elsewhere { leader: None },
+            };
+        }
+        let Some((cluster, incarnation)) = self.route.identity(group) else {
+            return Outcome::Elsewhere { leader: None };
+        };
+        let envelope = Envelope { cluster, incarnation, from: None, to: None, group: group.to_owned() };
+        let request = Request { envelope, body }.encode();
+        match self.transport.call(node, request, patience).await {
+            Ok(answer) => from_answer(answer),
+            Err(TransportError::NotSent(_)) => Outcome::Elsewhere { leader: None },
+            Err(TransportError::Lost(reason)) => Outcome::Maybe(UnknownOutcome::Interrupted(reason)),
+        }
+    }
+}
+
+impl std::fmt::Debug for GroupClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupClient").field("here", &self.route.here()).finish_non_exhaustive()
+    }
+}
+
+fn from_proposal(result: Result<Bytes, ProposeError>) -> Outcome {
+    match result {
+        Ok(reply) => Outcome::Done(reply),
+        Err(ProposeError::NotLeader { leader }) => Outcome::Elsewhere { leader: leader.map(|(_, member)| member.name) },
+        Err(ProposeError::Command(CommandError::Failed(message))) => Outcome::Failed(message),
+        Err(ProposeError::Command(CommandError::Unknown(reason))) => Outcome::Maybe(reason),
+        Err(ProposeError::Command(CommandError::NotHappened(reason))) => refused(reason),
+    }
+}
+
+fn from_read(result: Result<Bytes, ReadError>) -> Outcome {
+    match result {
+        Ok(answer) => Outcome::Done(answer),
+        Err(ReadError::NotLeader { leader }) => Outcome::Elsewhere { leader: leader.map(|(_, member)| member.name) },
+        Err(ReadError::Query(QueryError::Failed(message))) => Outcome::Failed(message),
+        Err(ReadError::Query(QueryError::NotHappened(reason))) => refused(reason),
+    }
+}
+
+fn from_answer(answer: Bytes) -> Outcome {
+    match Answer::decode(answer) {
+        Ok(Answer::Reply(reply)) => Outcome::Done(reply),
+        Ok(Answer::Failed(message)) => Outcome::Failed(message),
+        Ok(Answer::NotLeader { leader }) => Outcome::Elsewhere { leader: leader.map(|(_, member)| member.name) },
+        Ok(Answer::WrongReplica) => Outcome::Elsewhere { leader: None },
+        Ok(Answer::NotHappened(reason)) => refused(reason),
+        Ok(Answer::Unknown(reason)) => Outcome::Maybe(reason),
+        Ok(other) => Outcome::Maybe(UnknownOutcome::Interrupted(format!("an answer to another question: {other:?}"))),
+        Err(error) => Outcome::Maybe(UnknownOutcome::Interrupted(error.to_string())),
+    }
+}
+
+fn refused(reason: NotHappened) -> Outcome {
+    match reason {
+        NotHappened::Stopped { .. } | NotHappened::NoLeader { .. } => Outcome::Elsewhere { leader: None },
+        other => Outcome::Refused(other),
+    }
+}
+
+/// Which node to ask next, and how long to wait for it.
+struct Search<'a> {
+    client: &'a GroupClient,
+    group: &'a str,
+    deadline: Instant,
+    hint: Option<String>,
+    candidates: std::vec::IntoIter<String>,
+    redirects: u32,
+    patience: Duration,
+    first: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(client: &'a GroupClient, group: &'a str, deadline: Instant) -> Self {
+        let hint = client.route.leader(group);
+        let candidates = client.route.nodes(group).into_iter();
+        Self { client, group, deadline, hint, candidates, redirects: 0, patience: FIRST_PATIENCE, first: true }
+    }
+
+    async fn next(&mut self, was_lost: bool) -> Option<(String, Duration)> {
+        if was_lost && !self.first {
+            self.patience = self.patience.saturating_mul(2);
+        }
+        self.first = false;
+        loop {
+            let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            let patience = left.min(self.patience);
+            if let Some(node) = self.hint.take() {
+                return Some((node, patience));
+            }
+            if let Some(node) = self.candidates.next() {
+                return Some((node, patience));
+            }
+            let jitter = rand::random_range(0.5..1.5);
+            tokio::time::sleep(PAUSE.mul_f64(jitter).min(left)).await;
+            self.redirects = 0;
+            self.hint = self.client.route.leader(self.group);
+            self.candidates = self.client.route.nodes(self.group).into_iter();
+        }
+    }
+
+    fn elsewhere(&mut self, asked: &str, leader: Option<String>) {
+        match leader {
+            Some(leader) if leader != asked && self.redirects < MAX_PROMPT_REDIRECTS => {
+                self.redirects += 1;
+                self.client.route.set_leader(self.group, Some(&leader));
+                self.hint = Some(leader);
+            }
+            _ => {
+                if self.client.route.leader(self.group).as_deref() == Some(asked) {
+                    self.client.route.set_leader(self.group, None);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,545 @@
+//! One replica of one group, of whatever type: what a fleet of many groups holds.
+//!
+//! ```text
+//!            commands --> proposer.rs --.                          .--> network.rs --> Transport --> other nodes
+//!   caller   queries ---> reader.rs ----+--> openraft's core ------+--> log_store.rs --> wal
+//!            requests of other nodes ---'                          '--> machine.rs ----> the value
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+};
+use openraft::{ChangeMembers, ServerState};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::any_value::ValueFactory;
+use crate::command::Command;
+use crate::config::GroupConfig;
+use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
+use crate::log_store::LogStore;
+use crate::machine::{Machine, Shared};
+use crate::membership::{self, members_of, position};
+use crate::network::Network;
+use crate::openraft_types::{Raft, Vote, decode_payload, entry};
+use crate::proposer::{self, Proposal, ProposeError};
+use crate::reader::{self, Read, ReadError};
+use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
+use crate::snapshot::SnapshotStore;
+use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
+use crate::store::Store;
+use crate::transport::{Body, BoxFuture, Transport};
+use crate::value::{Context, Value};
+
+/// Queries that may wait for a round at one replica; one more waits outside.
+const MAX_QUEUED_QUERIES: usize = 16_384;
+
+/// Which replica to start.
+#[derive(Debug, Clone)]
+pub struct ReplicaSpec {
+    /// The group's name.
+    pub group: String,
+    /// The group's incarnation.
+    pub incarnation: u64,
+    /// The id that [`Store::create_replica`] minted.
+    pub replica: ReplicaId,
+    /// The cluster.
+    pub cluster: ClusterTag,
+    /// The group's settings.
+    pub config: GroupConfig,
+}
+
+/// A running replica. Clones share it; it runs until [`UntypedReplica::shutdown`] or until the last is dropped.
+#[derive(Clone)]
+pub struct UntypedReplica {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    spec: ReplicaSpec,
+    /// The number of this node's memory.
+    node: u64,
+    raft: Raft,
+    shared: Arc<Shared>,
+    snapshots: SnapshotStore,
+    apply_threads: tokio::runtime::Handle,
+    proposals: mpsc::Sender<Proposal>,
+    reads: mpsc::Sender<Read>,
+    /// The proposer and the reader: they end with this.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl UntypedReplica {
+    /// Starts a replica from what the store has of it: its newest snapshot, then its log.
+    pub async fn start(
+        store: &Store,
+        spec: ReplicaSpec,
+        factory: ValueFactory,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        let group = spec.group.clone();
+        let shared = Shared::new(group.clone(), factory, store.clock().clone());
+        let snapshots = store.snapshots_of(spec.replica);
+        let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.apply_threads());
+        let opened = store.apply_threads().spawn_blocking(move || Machine::open(opening, to_open, threads)).await;
+        let machine = opened
+            .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?
+            .map_err(|reason| StartError::Damaged { group: group.clone(), reason })?;
+        let config = spec
+            .config
+            .to_openraft(&group)
+            .validate()
+            .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
+        let network = Network {
+            cluster: spec.cluster,
+            incarnation: spec.incarnation,
+            group: group.clone(),
+            from: spec.replica,
+            transport,
+        };
+        let log = LogStore::new(store.wal().clone(), spec.replica.get());
+        let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
+            .await
+            .map_err(|error| StartError::Raft { group, reason: error.to_string() })?;
+        let (proposals, proposal_queue) = mpsc::channel(spec.config.max_queued_commands());
+        let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(proposer::run(raft.clone(), shared.clone(), proposal_queue));
+        tasks.spawn(reader::run(raft.clone(), shared.clone(), store.apply_threads(), read_queue));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                spec,
+                node: store.node().node_id,
+                raft,
+                shared,
+                snapshots,
+                apply_threads: store.apply_threads(),
+                proposals,
+                reads,
+                tasks: Mutex::new(tasks),
+            }),
+        })
+    }
+
+    /// Which replica this is.
+    pub fn spec(&self) -> &ReplicaSpec {
+        &self.inner.spec
+    }
+
+    /// Writes the first members into a fresh replica's log; exactly one replica of a group may ever do so.
+    pub async fn initialize(&self, members: BTreeMap<ReplicaId, Member>) -> Result<(), InitializeError> {
+        let nodes: BTreeMap<u64, Member> = members.into_iter().map(|(id, member)| (id.get(), member)).collect();
+        self.inner.raft.initialize(nodes).await.map_err(membership::initialize_error)
+    }
+
+    /// How this replica sees its group.
+    pub fn status(&self) -> Status {
+        let metrics = self.inner.raft.metrics();
+        let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics).clone();
+        let role = match (&metrics.running_state, metrics.state) {
+            (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
+            (_, ServerState::Learner) => Role::Learner,
+            (_, ServerState::Follower) => Role::Follower,
+            (_, ServerState::Candidate) => Role::Candidate,
+            (_, ServerState::Leader) => Role::Leader,
+        };
+        let matched = metrics
+            .replication
+            .iter()
+            .flatten()
+            .filter_map(|(&id, log_id)| Some((ReplicaId::new(id)?, log_id.as_ref().map(|log_id| log_id.index))));
+        Status {
+            replica: self.inner.spec.replica,
+            role,
+            term: metrics.current_term,
+            leader: metrics.current_leader.and_then(ReplicaId::new),
+            members: members_of(&metrics.membership_config, &metrics.committed_membership_config),
+            last_log_index: metrics.last_log_index,
+            applied: metrics.last_applied.map(position),
+            snapshot: metrics.snapshot.map(position),
+            matched: matched.collect(),
+        }
+    }
+
+    /// Wakes whenever the role, term, leader or members may have changed; read [`UntypedReplica::status`] then.
+    pub fn status_changes(&self) -> StatusChanges {
+        StatusChanges { metrics: self.inner.raft.server_metrics() }
+    }
+
+    /// Counts applied entries: one above the last applied index, 0 before the first.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.inner.shared.applied_count()
+    }
+
+    /// Reads this replica's own value, which may lag behind; `None` if it is of another type. Runs on the
+    /// caller's thread while commands wait: keep it short.
+    pub fn read_local<V: Value, T>(&self, read: impl FnOnce(&V, &Context<'_>) -> T) -> Option<T> {
+        self.inner.shared.with_value(|value, context| value.as_any().downcast_ref().map(|value| read(value, context)))
+    }
+
+    /// Proposes an encoded command; only the leader takes it. The reply comes once it is durable on a majority
+    /// and applied here.
+    pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Bytes, ProposeError> {
+        let max_bytes = self.inner.spec.config.max_command_bytes();
+        if command.len() > max_bytes + crate::command::HEADER_BYTES {
+            return Err(refused(NotHappened::TooLarge { bytes: command.len(), max_bytes }));
+        }
+        if let Err(error) = Command::decode(command.clone()) {
+            return Err(refused(NotHappened::Malformed(error.to_string())));
+        }
+        let (reply, replied) = oneshot::channel();
+        let proposal = Proposal { command: BytesMut::from(command), reply };
+        self.inner.proposals.try_send(proposal).map_err(|error| {
+            let group = self.inner.spec.group.clone();
+            refused(match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    NotHappened::Overloaded { group, queued: self.inner.spec.config.max_queued_commands() }
+                }
+                mpsc::error::TrySendError::Closed(_) => {
+                    NotHappened::Stopped { group, reason: "the replica was stopped".into() }
+                }
+            })
+        })?;
+        match tokio::time::timeout(timeout, replied).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(unknown(UnknownOutcome::Interrupted("the replica stopped".into()))),
+            Err(_) => Err(unknown(UnknownOutcome::Timeout(timeout))),
+        }
+    }
+
+    /// Answers an encoded query linearizably; only the leader can.
+    pub async fn read(&self, query: Bytes, timeout: Duration) -> Result<Bytes, ReadError> {
+        let stopped = || {
+            let (group, reason) = (self.inner.spec.group.clone(), "the replica was stopped".to_owned());
+            ReadError::Query(NotHappened::Stopped { group, reason }.into())
+        };
+        let ask = async {
+            let (answer, answered) = oneshot::channel();
+            self.inner.reads.send(Read { query, answer }).await.map_err(|_| stopped())?;
+            answered.await.unwrap_or_else(|_| Err(stopped()))
+        };
+        tokio::time::timeout(timeout, ask).await.unwrap_or(Err(ReadError::NotLeader { leader: None }))
+    }
+
+    /// Answers an encoded query from what this replica has applied, which may be old.
+    pub async fn read_any(&self, query: Bytes) -> Result<Bytes, QueryError> {
+        let shared = self.inner.shared.clone();
+        let answer = self.inner.apply_threads.spawn(async move { shared.query(&query) }).await;
+        match answer {
+            Ok(answer) => answer.map_err(QueryError::Failed),
+            Err(error) => {
+                let group = self.inner.spec.group.clone();
+                Err(NotHappened::Stopped { group, reason: error.to_string() }.into())
+            }
+        }
+    }
+
+    /// Lets a replica in that does not vote yet.
+    pub async fn add_learner(
+        &self,
+        id: ReplicaId,
+        member: Member,
+        expected: Option<LogPosition>,
+    ) -> Result<(), MembersError> {
+        let decided_at = member.decided_at;
+        let change = ChangeMembers::AddNodes(BTreeMap::from([(id.get(), member)]));
+        self.change_members(change, expected, decided_at).await
+    }
+
+    /// Replaces the set of voters; those that leave it leave the group. All must be members already.
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<ReplicaId>,
+        expected: Option<LogPosition>,
+        decided_at: u64,
+    ) -> Result<(), MembersError> {
+        let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().map(ReplicaId::get).collect());
+        self.change_members(change, expected, decided_at).await
+    }
+
+    /// Removes a replica that does not vote.
+    pub async fn remove_learner(
+        &self,
+        id: ReplicaId,
+        expected: Option<LogPosition>,
+        decided_at: u64,
+    ) -> Result<(), MembersError> {
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([id.get()]));
+        self.change_members(change, expected, decided_at).await
+    }
+
+    async fn change_members(
+        &self,
+        change: ChangeMembers<u64, Member>,
+        expected: Option<LogPosition>,
+        decided_at: u64,
+    ) -> Result<(), MembersError> {
+        membership::change(&self.inner.raft, &self.status(), change, expected, decided_at).await
+    }
+
+    /// Finishes a change that a lost leader left half done.
+    pub async fn finish_joint(&self, expected: Option<LogPosition>) -> Result<(), MembersError> {
+        let members = self.status().members;
+        let Some(voters) = members.voters.last().filter(|_| members.is_joint()) else {
+            return Ok(());
+        };
+        let latest = members.replicas.values().map(|member| member.decided_at).max().unwrap_or(0);
+        self.change_voters(voters.clone(), expected, latest).await
+    }
+
+    /// Asks the leader, which this must be, to hand over.
+    pub async fn transfer_leader(&self, to: ReplicaId) -> Result<(), MembersError> {
+        let status = self.status();
+        if status.role != Role::Leader {
+            return Err(MembersError::NotLeader { leader: status.leader });
+        }
+        if !status.members.is_voter(to) {
+            return Err(MembersError::NotAllowed(format!("{to} is no voter of the group")));
+        }
+        let asked = self.inner.raft.trigger().transfer_leader(to.get()).await;
+        asked.map_err(|error| MembersError::Unknown(error.to_string()))
+    }
+
+    /// Asks for an election now, instead of after a silence. The pre-vote keeps it from deposing a leader
+    /// that a majority hears.
+    pub async fn elect(&self) {
+        // A stopped replica elects nobody.
+        let _ = self.inner.raft.trigger().elect(true).await;
+    }
+
+    /// Takes a snapshot soon.
+    pub async fn snapshot(&self) {
+        // A stopped replica takes none.
+        let _ = self.inner.raft.trigger().snapshot().await;
+    }
+
+    /// Answers a request of another node or of a client.
+    pub fn handle(&self, request: Bytes, timeout: Duration) -> BoxFuture<Bytes> {
+        let this = self.clone();
+        Box::pin(async move { this.answer(request, timeout).await.encode() })
+    }
+
+    /// Answers a request that is followed by a body: a snapshot.
+    pub fn handle_with_body(&self, request: Bytes, body: Box<dyn Body>) -> BoxFuture<Bytes> {
+        let this = self.clone();
+        Box::pin(async move { this.answer_with_body(request, body).await.encode() })
+    }
+
+    /// Whether a request is for exactly this replica.
+    fn is_for_me(&self, envelope: &Envelope) -> bool {
+        let spec = &self.inner.spec;
+        envelope.group == spec.group
+            && envelope.cluster == spec.cluster
+            && envelope.incarnation == spec.incarnation
+            && envelope.to.is_none_or(|to| to == spec.replica)
+    }
+
+    async fn answer(&self, request: Bytes, timeout: Duration) -> Answer {
+        let request = match Request::decode(request) {
+            Ok(request) => request,
+            Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
+        };
+        if !self.is_for_me(&request.envelope) {
+            return Answer::WrongReplica;
+        }
+        let exact = request.envelope.to.is_some();
+        match request.body {
+            RequestBody::Append(append) if exact => self.append(append).await,
+            RequestBody::Vote { vote, last, transfer } if exact => {
+                let request = VoteRequest { vote, last_log_id: last, leadership_transfer: transfer };
+                vote_answer(self.inner.raft.vote(request).await)
+            }
+            RequestBody::PreVote { vote, last, transfer } if exact => {
+                let request = VoteRequest { vote, last_log_id: last, leadership_transfer: transfer };
+                vote_answer(self.inner.raft.pre_vote(request).await)
+            }
+            RequestBody::TransferLeader { from, to, last } if exact => {
+                self.take_over(TransferLeaderRequest::new(from, to, last)).await
+            }
+            RequestBody::Command(command) => match self.propose(command, timeout).await {
+                Ok(reply) => Answer::Reply(reply),
+                Err(ProposeError::NotLeader { leader }) => not_leader(leader),
+                Err(ProposeError::Command(error)) => Err(error).into(),
+            },
+            RequestBody::Query(query) => match self.read(query, timeout).await {
+                Ok(answer) => Answer::Reply(answer),
+                Err(ReadError::NotLeader { leader }) => not_leader(leader),
+                Err(ReadError::Query(error)) => Err(error).into(),
+            },
+            RequestBody::QueryAny(query) => self.read_any(query).await.into(),
+            RequestBody::Hello => {
+                let initialized = self.status().members.position.is_some();
+                Answer::Hello { replica: self.inner.spec.replica.get(), node: self.inner.node, initialized }
+            }
+            RequestBody::Join { replica, member } => self.let_in(replica, member).await,
+            RequestBody::Append(_)
+            | RequestBody::Vote { .. }
+            | RequestBody::PreVote { .. }
+            | RequestBody::TransferLeader { .. }
+            | RequestBody::Snapshot { .. } => Answer::WrongReplica,
+        }
+    }
+
+    async fn append(&self, append: Append) -> Answer {
+        let mut entries = Vec::with_capacity(append.entries.len());
+        for (term, index, payload) in append.entries {
+            match decode_payload(payload) {
+                Ok(payload) => entries.push(entry(term, index, payload)),
+                Err(error) => {
+                    return Answer::NotHappened(NotHappened::Malformed(error.to_string()));
+                }
+            }
+        }
+        let request = AppendEntriesRequest {
+            vote: append.vote,
+            prev_log_id: append.previous,
+            entries,
+            leader_commit: append.commit,
+        };
+        match self.inner.raft.append_entries(request).await {
+            Ok(AppendEntriesResponse::Success) => Answer::AppendSuccess,
+            Ok(AppendEntriesResponse::PartialSuccess(last)) => Answer::AppendPartial(last),
+            Ok(AppendEntriesResponse::Conflict) => Answer::AppendConflict,
+            Ok(AppendEntriesResponse::HigherVote(vote)) => Answer::AppendHigherVote(vote),
+            Err(error) => self.stopped(&error),
+        }
+    }
+
+    async fn take_over(&self, request: TransferLeaderRequest<crate::openraft_types::Types>) -> Answer {
+        match self.inner.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => Answer::TransferAccepted,
+            Ok(Err(TransferLeaderError::VoteChanged { expected, actual })) => {
+                Answer::TransferVoteChanged { expected, actual }
+            }
+            Ok(Err(TransferLeaderError::LogNotFlushed { expected, actual })) => {
+                Answer::TransferLogNotFlushed { expected, actual }
+            }
+            Err(error) => self.stopped(&error),
+        }
+    }
+
+    async fn answer_with_body(&self, request: Bytes, body: Box<dyn Body>) -> Answer {
+        let request = match Request::decode(request) {
+            Ok(request) => request,
+            Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
+        };
+        if !self.is_for_me(&request.envelope) || request.envelope.to.is_none() {
+            return Answer::WrongReplica;
+        }
+        let RequestBody::Snapshot { vote, meta } = request.body else {
+            return Answer::NotHappened(NotHappened::Malformed("this request has no body".into()));
+        };
+        self.install_snapshot(vote, meta, body).await
+    }
+
+    async fn install_snapshot(
+        &self,
+        vote: Vote,
+        meta: crate::openraft_types::SnapshotMeta,
+        body: Box<dyn Body>,
+    ) -> Answer {
+        let received = match self.inner.snapshots.receive(body).await {
+            Ok(received) => received,
+            Err(error) => return self.stopped(&error),
+        };
+        // Judged before openraft sees it: a snapshot that it has accepted must not turn out to be damaged.
+        let received = match self.inner.snapshots.check(received, &meta).await {
+            Ok(received) => received,
+            Err(error) => return self.stopped(&error),
+        };
+        let snapshot = openraft::storage::Snapshot { meta, snapshot: received };
+        match self.inner.raft.install_full_snapshot(vote, snapshot).await {
+            Ok(response) => Answer::Snapshot { vote: response.vote },
+            Err(error) => self.stopped(&error),
+        }
+    }
+
+    /// Admits a replica in place of others on a node of its name: learner, caught up, voter.
+    async fn let_in(&self, replica: u64, member: Member) -> Answer {
+        let status = self.status();
+        if status.role != Role::Leader {
+            let leader = status.leader_member().map(|(id, member)| (id, member.clone()));
+            return not_leader(leader);
+        }
+        let Some(id) = ReplicaId::new(replica) else {
+            return Answer::NotHappened(NotHappened::Malformed("0 is no replica's id".into()));
+        };
+        match membership::let_in(&self.inner.raft, &status, id, member).await {
+            Ok(()) => Answer::Done,
+            Err(MembersError::NotLeader { .. }) => not_leader(None),
+            Err(error) => Answer::NotHappened(NotHappened::Stopped {
+                group: self.inner.spec.group.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {
+        let (group, reason) = (self.inner.spec.group.clone(), error.to_string());
+        Answer::NotHappened(NotHappened::Stopped { group, reason })
+    }
+
+    /// Stops the replica; what it has stored stays.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(group = %self.inner.spec.group, %error, "the replica did not stop cleanly");
+        }
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+    }
+}
+
+impl std::fmt::Debug for UntypedReplica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UntypedReplica").field("spec", &self.inner.spec).finish_non_exhaustive()
+    }
+}
+
+/// See [`UntypedReplica::status_changes`].
+pub struct StatusChanges {
+    metrics: openraft::type_config::alias::WatchReceiverOf<
+        crate::openraft_types::Types,
+        openraft::metrics::RaftServerMetrics<crate::openraft_types::Types>,
+    >,
+}
+
+impl StatusChanges {
+    /// Waits for the next change; `false` once the replica has stopped.
+    pub async fn changed(&mut self) -> bool {
+        openraft::async_runtime::watch::WatchReceiver::changed(&mut self.metrics).await.is_ok()
+    }
+}
+
+/// What a node answers for a replica that it does not host.
+pub fn wrong_replica() -> Bytes {
+    Answer::WrongReplica.encode()
+}
+
+fn vote_answer<E: std::fmt::Display>(
+    response: Result<openraft::raft::VoteResponse<crate::openraft_types::Types>, E>,
+) -> Answer {
+    match response {
+        Ok(response) => {
+            Answer::Vote { vote: response.vote, granted: response.vote_granted, last: response.last_log_id }
+        }
+        // Neither granted nor refused: the replica has stopped.
+        Err(_) => Answer::WrongReplica,
+    }
+}
+
+fn not_leader(leader: Option<(ReplicaId, Member)>) -> Answer {
+    Answer::NotLeader { leader: leader.map(|(id, member)| (id.get(), member)) }
+}
+
+fn refused(reason: NotHappened) -> ProposeError {
+    CommandError::NotHappened(reason).into()
+}
+
+fn unknown(reason: UnknownOutcome) -> ProposeError {
+    CommandError::Unknown(reason).into()
+}

@@ -1,0 +1,312 @@
+//! Applies committed entries to the value: openraft's state machine.
+//!
+//! ```text
+//! openraft --entries--> Machine --hop--> apply threads: sessions.judge -> value.command -> sessions.record -> reply
+//!                          |                                 (catch_unwind around the user's code)
+//!                          '--snapshot--> freeze under the lock, encode and write outside it
+//! ```
+//!
+//! User code never runs on the threads of raft and network, and never under `catch_unwind`'s absence.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::watch;
+
+use crate::any_value::{AnyValue, ValueFactory};
+use crate::clock::{Clock, next_stamp};
+use crate::command::Command;
+use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
+use crate::session::{Sessions, Verdict};
+use crate::snapshot::{SnapshotBody, SnapshotContent, SnapshotStore};
+use crate::value::{Context, LogTime};
+
+type Snapshot = openraft::storage::Snapshot<
+    openraft::type_config::alias::CommittedLeaderIdOf<Types>,
+    u64,
+    crate::status::Member,
+    SnapshotBody,
+>;
+
+/// Entries applied in one hop to the apply threads: the lock is let go between two such batches.
+const MAX_APPLY_BATCH: usize = 512;
+
+/// The state that entries change and queries read.
+pub(crate) struct State {
+    pub(crate) value: Box<dyn AnyValue>,
+    sessions: Sessions,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    log_time: LogTime,
+    /// The monotonic clock when `log_time` was applied.
+    log_time_at: std::time::Duration,
+}
+
+/// What the machine shares with the group's handle.
+pub(crate) struct Shared {
+    group: String,
+    factory: ValueFactory,
+    clock: Arc<dyn Clock>,
+    state: RwLock<State>,
+    /// One above the last applied index, 0 before the first.
+    applied: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(crate) fn new(group: String, factory: ValueFactory, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let state = State {
+            value: factory.create(),
+            sessions: Sessions::default(),
+            applied: None,
+            membership: StoredMembership::default(),
+            log_time: LogTime::default(),
+            log_time_at: clock.monotonic(),
+        };
+        Arc::new(Self { group, factory, clock, state: RwLock::new(state), applied: watch::Sender::new(0) })
+    }
+
+    /// Applied entries: one above the last index.
+    pub(crate) fn applied_count(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    pub(crate) fn next_stamp(&self) -> LogTime {
+        let state = self.read();
+        next_stamp(state.log_time, self.clock.wall(), self.clock.monotonic().saturating_sub(state.log_time_at))
+    }
+
+    /// Runs an encoded query of the value; call it on an apply thread.
+    pub(crate) fn query(&self, query: &[u8]) -> Result<Bytes, String> {
+        let state = self.read();
+        state.value.query(&self.context(&state), query)
+    }
+
+    /// Reads the value in place; call it where user code may run.
+    pub(crate) fn with_value<T>(&self, read: impl FnOnce(&dyn AnyValue, &Context<'_>) -> T) -> T {
+        let state = self.read();
+        read(&*state.value, &self.context(&state))
+    }
+
+    fn context<'a>(&'a self, state: &State) -> Context<'a> {
+        Context::new(state.log_time, state.applied.map_or(0, |id| id.index), self.factory.environment())
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) {
+        let Some(last) = batch.last().map(|(entry, _)| entry.log_id.index) else {
+            return;
+        };
+        let started = self.clock.monotonic();
+        {
+            let mut state = self.write();
+            for (entry, responder) in batch {
+                let applied = self.apply(&mut state, entry);
+                if let Some(responder) = responder {
+                    responder.send(applied);
+                }
+            }
+        }
+        let took = self.clock.monotonic().saturating_sub(started);
+        metrics::histogram!("rafted_value_apply_seconds").record(took.as_secs_f64());
+        if took > SLOW_APPLY {
+            tracing::warn!(group = %self.group, ?took, "applying took long: the group's commands wait for it");
+        }
+        self.applied.send_replace(last + 1);
+    }
+
+    fn apply(&self, state: &mut State, entry: Entry) -> Applied {
+        let applied = match entry.payload {
+            EntryPayload::Blank => Applied::Nothing,
+            EntryPayload::Membership(membership) => {
+                state.membership = StoredMembership::new(Some(entry.log_id), membership);
+                Applied::Nothing
+            }
+            EntryPayload::Normal(data) => match Command::decode(data.0) {
+                Ok(command) => self.apply_command(state, entry.log_id.index, command),
+                Err(error) => Applied::Failed(error.to_string()),
+            },
+        };
+        state.applied = Some(entry.log_id);
+        applied
+    }
+
+    fn apply_command(&self, state: &mut State, index: u64, command: Command) -> Applied {
+        if command.stamp > state.log_time {
+            state.log_time = command.stamp;
+            state.log_time_at = self.clock.monotonic();
+        }
+        let now = state.log_time;
+        state.sessions.expire(now);
+        if let Some(id) = &command.id {
+            match state.sessions.judge(id, now) {
+                Verdict::Run => {}
+                Verdict::Ran(kept) => return Applied::from_kept(kept),
+                Verdict::Expired => return Applied::Expired,
+            }
+        }
+        let context = Context::new(now, index, self.factory.environment());
+        let applied = match state.value.command(&context, command.schema, &command.payload) {
+            Ok(reply) => Applied::Reply(reply),
+            Err(message) => {
+                tracing::error!(group = %self.group, index, message, "a command failed in the value's code");
+                metrics::counter!("rafted_value_failed_commands_total").increment(1);
+                Applied::Failed(message)
+            }
+        };
+        if let Some(id) = &command.id {
+            state.sessions.record(id, command.key_hash, applied.to_kept());
+        }
+        applied
+    }
+
+    /// Replaces everything by a snapshot.
+    fn restore(&self, content: SnapshotContent) -> Result<(), String> {
+        let value = self.factory.restore(content.version, &content.value)?;
+        let mut state = self.write();
+        *state = State {
+            value,
+            sessions: content.sessions,
+            applied: content.meta.last_log_id,
+            membership: content.meta.last_membership,
+            log_time: content.log_time,
+            log_time_at: self.clock.monotonic(),
+        };
+        let applied = state.applied.map_or(0, |id| id.index + 1);
+        drop(state);
+        self.applied.send_replace(applied);
+        Ok(())
+    }
+}
+
+/// Above this, applying one batch is worth a warning.
+const SLOW_APPLY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// openraft's state machine.
+pub(crate) struct Machine {
+    shared: Arc<Shared>,
+    snapshots: SnapshotStore,
+    apply_threads: tokio::runtime::Handle,
+}
+
+impl Machine {
+    /// Restores the newest snapshot, where there is one.
+    pub(crate) fn open(
+        shared: Arc<Shared>,
+        snapshots: SnapshotStore,
+        apply_threads: tokio::runtime::Handle,
+    ) -> Result<Self, String> {
+        if let Some(content) = snapshots.load().map_err(|error| error.to_string())? {
+            shared.restore(content)?;
+        }
+        Ok(Self { shared, snapshots, apply_threads })
+    }
+
+    async fn on_apply_threads<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        self.apply_threads.spawn(async move { work() }).await.map_err(io::Error::other)
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = SnapshotBody;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let state = self.shared.read();
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        loop {
+            let mut batch = Vec::new();
+            while batch.len() < MAX_APPLY_BATCH {
+                match entries.next().await {
+                    Some(entry) => batch.push(entry?),
+                    None => break,
+                }
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let shared = self.shared.clone();
+            self.on_apply_threads(move || shared.apply_batch(batch)).await?;
+        }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let state = self.shared.read();
+        Builder {
+            content: Some(FrozenState {
+                meta: SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() },
+                log_time: state.log_time,
+                sessions: state.sessions.clone(),
+                value: state.value.freeze(),
+            }),
+            snapshots: self.snapshots.clone(),
+            apply_threads: self.apply_threads.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
+        let content = self.snapshots.install(body).await?;
+        let shared = self.shared.clone();
+        self.on_apply_threads(move || shared.restore(content)).await?.map_err(io::Error::other)
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let current = self.snapshots.current()?;
+        Ok(current.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+    }
+}
+
+/// The state as it was at one entry, to be encoded while commands go on.
+struct FrozenState {
+    meta: SnapshotMeta,
+    log_time: LogTime,
+    sessions: Sessions,
+    value: Box<dyn AnyValue>,
+}
+
+impl FrozenState {
+    fn encode(self) -> io::Result<Bytes> {
+        let (version, value) = (self.value.version(), self.value.encode()?);
+        let Self { meta, log_time, sessions, .. } = self;
+        Ok(SnapshotContent { meta, log_time, sessions, version, value }.encode())
+    }
+}
+
+/// Builds one snapshot.
+pub(crate) struct Builder {
+    /// Taken by the one call that builds.
+    content: Option<FrozenState>,
+    snapshots: SnapshotStore,
+    apply_threads: tokio::runtime::Handle,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = SnapshotBody;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let Some(frozen) = self.content.take() else {
+            return Err(io::Error::other("this snapshot was built already"));
+        };
+        let meta = frozen.meta.clone();
+        let encode = move || frozen.encode();
+        let encoded = self.apply_threads.spawn_blocking(encode).await.map_err(io::Error::other)??;
+        let snapshot = self.snapshots.save(&meta, encoded).await?;
+        Ok(Snapshot { meta, snapshot })
+    }
+}

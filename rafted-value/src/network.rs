@@ -1,0 +1,207 @@
+//! openraft's network over the [`Transport`] trait: one client per other replica of one group.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::OptionalSend;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{Backoff, RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+
+use crate::config::INSTALL_SNAPSHOT_TIMEOUT;
+use crate::openraft_types::{Types, Vote, encode_payload};
+use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
+use crate::snapshot::SnapshotBody;
+use crate::status::{Member, ReplicaId};
+use crate::transport::{Transport, TransportError};
+
+type Snapshot = openraft::type_config::alias::SnapshotOf<Types, SnapshotBody>;
+
+/// Answers that wait for a sync get at least this long.
+const MIN_APPEND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Makes the clients of one replica.
+pub(crate) struct Network {
+    pub(crate) cluster: ClusterTag,
+    pub(crate) incarnation: u64,
+    pub(crate) group: String,
+    pub(crate) from: ReplicaId,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+/// The client for one other replica.
+pub(crate) struct Client {
+    envelope: Envelope,
+    from: u64,
+    to: u64,
+    node: String,
+    transport: Arc<dyn Transport>,
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> Client {
+        Client {
+            envelope: Envelope {
+                cluster: self.cluster,
+                incarnation: self.incarnation,
+                from: Some(self.from),
+                to: ReplicaId::new(target),
+                group: self.group.clone(),
+            },
+            from: self.from.get(),
+            to: target,
+            node: node.name.clone(),
+            transport: self.transport.clone(),
+        }
+    }
+}
+
+impl Client {
+    fn request(&self, body: RequestBody) -> bytes::Bytes {
+        Request { envelope: self.envelope.clone(), body }.encode()
+    }
+
+    async fn call(&self, body: RequestBody, what: RPCTypes, timeout: Duration) -> Result<Answer, RPCError<Types>> {
+        let answer = self.transport.call(&self.node, self.request(body), timeout).await;
+        self.judge(answer, what, timeout)
+    }
+
+    fn judge(
+        &self,
+        answer: Result<bytes::Bytes, TransportError>,
+        action: RPCTypes,
+        timeout: Duration,
+    ) -> Result<Answer, RPCError<Types>> {
+        match answer {
+            Ok(bytes) => match Answer::decode(bytes) {
+                // A replica that is not there must never count as a vote or a log answer.
+                Ok(Answer::WrongReplica) => {
+                    Err(Unreachable::from_string(format!("node {} does not host replica {:016x}", self.node, self.to))
+                        .into())
+                }
+                Ok(Answer::NotHappened(reason)) => Err(Unreachable::from_string(reason).into()),
+                Ok(answer) => Ok(answer),
+                Err(error) => Err(NetworkError::from_string(error).into()),
+            },
+            Err(TransportError::NotSent(reason)) => Err(Unreachable::from_string(reason).into()),
+            Err(TransportError::Lost(_)) => Err(Timeout { action, id: self.from, target: self.to, timeout }.into()),
+        }
+    }
+
+    fn unexpected(answer: &Answer) -> RPCError<Types> {
+        NetworkError::from_string(format!("an answer to another question: {answer:?}")).into()
+    }
+}
+
+fn vote_response(answer: Answer) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    match answer {
+        Answer::Vote { vote, granted, last } => Ok(VoteResponse { vote, vote_granted: granted, last_log_id: last }),
+        other => Err(Client::unexpected(&other)),
+    }
+}
+
+impl RaftNetworkV2<Types> for Client {
+    type SnapshotData = SnapshotBody;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let timeout =
+            if rpc.entries.is_empty() { option.hard_ttl() } else { option.hard_ttl().max(MIN_APPEND_TIMEOUT) };
+        let entries = rpc
+            .entries
+            .iter()
+            .map(|entry| (**entry.log_id.committed_leader_id(), entry.log_id.index, encode_payload(&entry.payload)))
+            .collect();
+        let append = Append { vote: rpc.vote, previous: rpc.prev_log_id, commit: rpc.leader_commit, entries };
+        match self.call(RequestBody::Append(append), RPCTypes::AppendEntries, timeout).await? {
+            Answer::AppendSuccess => Ok(AppendEntriesResponse::Success),
+            Answer::AppendPartial(last) => Ok(AppendEntriesResponse::PartialSuccess(last)),
+            Answer::AppendConflict => Ok(AppendEntriesResponse::Conflict),
+            Answer::AppendHigherVote(vote) => Ok(AppendEntriesResponse::HigherVote(vote)),
+            other => Err(Self::unexpected(&other)),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let body = RequestBody::Vote { vote: rpc.vote, last: rpc.last_log_id, transfer: rpc.leadership_transfer };
+        vote_response(self.call(body, RPCTypes::Vote, option.hard_ttl()).await?)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let body = RequestBody::PreVote { vote: rpc.vote, last: rpc.last_log_id, transfer: rpc.leadership_transfer };
+        vote_response(self.call(body, RPCTypes::Vote, option.hard_ttl()).await?)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let timeout = option.hard_ttl().max(INSTALL_SNAPSHOT_TIMEOUT);
+        let request = self.request(RequestBody::Snapshot { vote, meta: snapshot.meta });
+        let sending = self.transport.call_with_body(&self.node, request, snapshot.snapshot.into_chunks(), timeout);
+        let answer = tokio::select! {
+            answer = sending => answer,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        match self.judge(answer, RPCTypes::InstallSnapshot, timeout) {
+            Ok(Answer::Snapshot { vote }) => Ok(SnapshotResponse::new(vote)),
+            Ok(other) => {
+                Err(StreamingError::Network(NetworkError::from_string(format!("an unexpected answer: {other:?}"))))
+            }
+            Err(RPCError::Timeout(error)) => Err(error.into()),
+            Err(RPCError::Unreachable(error)) => Err(error.into()),
+            Err(RPCError::Network(error)) => Err(error.into()),
+            Err(other) => Err(NetworkError::from_string(other).into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let body = RequestBody::TransferLeader {
+            from: *request.from_leader(),
+            to: *request.to_node_id(),
+            last: request.last_log_id().copied(),
+        };
+        match self.call(body, RPCTypes::TransferLeader, option.hard_ttl()).await? {
+            Answer::TransferAccepted => Ok(Ok(())),
+            Answer::TransferVoteChanged { expected, actual } => {
+                Ok(Err(TransferLeaderError::VoteChanged { expected, actual }))
+            }
+            Answer::TransferLogNotFlushed { expected, actual } => {
+                Ok(Err(TransferLeaderError::LogNotFlushed { expected, actual }))
+            }
+            other => Err(Self::unexpected(&other)),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(BACKOFF_STEPS.into_iter().chain(std::iter::repeat(BACKOFF_MAX))))
+    }
+}
+
+/// While a peer is unreachable; the transport itself waits for a connection within a call's timeout.
+const BACKOFF_STEPS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50)];
+const BACKOFF_MAX: Duration = Duration::from_millis(100);

@@ -1,0 +1,202 @@
+//! The file `node` of a data directory: who the node is.
+//!
+//! ```text
+//! "rfnode" 0 format | node id u64 | boot u64 | name | cluster? (id u128, generation u64) | extra | CRC32C u32
+//! ```
+//!
+//! It is replaced as a whole: written under another name, synced, renamed, the directory synced.
+
+use std::io;
+use std::path::Path;
+
+use crate::codec::{Malformed, Reader, Writer};
+use crate::disk::Disk;
+use crate::error::StoreError;
+use crate::rpc::ClusterTag;
+
+const FILE: &str = "node";
+const MAGIC: [u8; 8] = *b"rfnode\0\x01";
+/// Far above what a name and a node's addresses take.
+const MAX_BYTES: u64 = 16 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeFile {
+    pub(crate) node_id: u64,
+    pub(crate) boot: u64,
+    pub(crate) name: String,
+    pub(crate) cluster: Option<ClusterTag>,
+    pub(crate) extra: Vec<u8>,
+}
+
+impl NodeFile {
+    /// A node that has never been.
+    pub(crate) fn mint(name: &str) -> Self {
+        let node_id = rand::random::<u64>().max(1);
+        Self { node_id, boot: 0, name: name.to_owned(), cluster: None, extra: Vec::new() }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.raw(&MAGIC);
+        writer.u64(self.node_id);
+        writer.u64(self.boot);
+        writer.str(&self.name);
+        writer.option(self.cluster, |writer, cluster| {
+            writer.u128(cluster.id);
+            writer.u64(cluster.generation);
+        });
+        writer.slice(&self.extra);
+        let mut bytes = writer.into_bytes().to_vec();
+        let checksum = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: Vec<u8>) -> Result<Self, (u64, String)> {
+        let Some(body_bytes) = bytes.len().checked_sub(4).filter(|&length| length >= MAGIC.len()) else {
+            return Err((bytes.len() as u64, "it is cut short".into()));
+        };
+        if bytes[..7] == MAGIC[..7] && bytes[7] > MAGIC[7] {
+            let (found, known) = (bytes[7], MAGIC[7]);
+            return Err((7, format!("it has format {found}, this program knows up to {known}; run a newer program")));
+        }
+        if bytes[..8] != MAGIC {
+            return Err((0, "it is no node file".into()));
+        }
+        let (body, checksum) = bytes.split_at(body_bytes);
+        if crc32c::crc32c(body).to_le_bytes() != checksum {
+            return Err((body_bytes as u64, "its checksum does not match".into()));
+        }
+        let mut reader = Reader::new(bytes::Bytes::copy_from_slice(&body[MAGIC.len()..]), "node file");
+        Self::read(&mut reader).map_err(|error| (MAGIC.len() as u64, error.to_string()))
+    }
+
+    fn read(reader: &mut Reader) -> Result<Self, Malformed> {
+        Ok(Self {
+            node_id: reader.u64()?,
+            boot: reader.u64()?,
+            name: reader.string()?,
+            cluster: reader.option(|reader| Ok(ClusterTag { id: reader.u128()?, generation: reader.u64()? }))?,
+            extra: reader.slice()?.to_vec(),
+        })
+    }
+}
+
+/// Reads the file, mints it where there is none, raises the boot number, and syncs.
+pub(crate) fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<NodeFile, StoreError> {
+    let path = dir.join(FILE);
+    let mut node = match read(disk, &path) {
+        Ok(Some(bytes)) => NodeFile::decode(bytes).map_err(|(offset, reason)| StoreError::Damaged {
+            file: path.clone(),
+            offset,
+            reason,
+        })?,
+        Ok(None) => {
+            let wal = dir.join("wal");
+            let segments = disk.list(&wal).map_err(|error| StoreError::Io { path: wal, error })?;
+            if !segments.is_empty() {
+                let reason = "it is missing, but the directory has a log".to_owned();
+                return Err(StoreError::Damaged { file: path, offset: 0, reason });
+            }
+            NodeFile::mint(name)
+        }
+        Err(error) => return Err(StoreError::Io { path, error }),
+    };
+    if node.name != name {
+        return Err(StoreError::WrongName { path: dir.to_owned(), found: node.name, given: name.to_owned() });
+    }
+    node.boot += 1;
+    write(disk, dir, &node)?;
+    Ok(node)
+}
+
+/// Replaces the file; durable on return.
+pub(crate) fn write(disk: &dyn Disk, dir: &Path, node: &NodeFile) -> Result<(), StoreError> {
+    let (path, unfinished) = (dir.join(FILE), dir.join("node.tmp"));
+    let replace = || {
+        let file = disk.create(&unfinished)?;
+        file.write_at(&node.encode(), 0)?;
+        file.sync()?;
+        disk.rename(&unfinished, &path)?;
+        disk.sync_dir(dir)
+    };
+    replace().map_err(|error| StoreError::Io { path: path.clone(), error })
+}
+
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match disk.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let length = file.len()?;
+    if length > MAX_BYTES {
+        return Err(io::Error::other(format!("{length} bytes, at most {MAX_BYTES} are a node file")));
+    }
+    // At most MAX_BYTES, so that the cast loses nothing.
+    let mut bytes = vec![0; length as usize];
+    file.read_at(&mut bytes, 0)?;
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn dir() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("wal")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn each_opening_raises_the_boot_number_and_keeps_the_rest() {
+        let dir = dir();
+        let first = open(&RealDisk, dir.path(), "n1").unwrap();
+        let second = open(&RealDisk, dir.path(), "n1").unwrap();
+        assert_eq!((first.boot, second.boot), (1, 2));
+        assert_eq!(first.node_id, second.node_id);
+    }
+
+    #[test]
+    fn another_nodes_directory_is_refused() {
+        let dir = dir();
+        open(&RealDisk, dir.path(), "n1").unwrap();
+        let error = open(&RealDisk, dir.path(), "n2").unwrap_err();
+        assert!(matches!(error, StoreError::WrongName { found, given, .. } if found == "n1" && given == "n2"));
+    }
+
+    #[test]
+    fn every_damaged_byte_and_every_cut_is_noticed() {
+        let dir = dir();
+        open(&RealDisk, dir.path(), "n1").unwrap();
+        let path = dir.path().join("node");
+        let good = std::fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(matches!(open(&RealDisk, dir.path(), "n1"), Err(StoreError::Damaged { .. })), "byte {at}");
+            std::fs::write(&path, &good[..at]).unwrap();
+            assert!(matches!(open(&RealDisk, dir.path(), "n1"), Err(StoreError::Damaged { .. })), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_says_so() {
+        let dir = dir();
+        let mut bytes = NodeFile::mint("n1").encode();
+        bytes[7] = 9;
+        std::fs::write(dir.path().join("node"), bytes).unwrap();
+        let error = open(&RealDisk, dir.path(), "n1").unwrap_err().to_string();
+        assert!(error.contains("format 9") && error.contains("newer program"), "{error}");
+    }
+
+    #[test]
+    fn a_log_without_a_node_file_is_no_new_node() {
+        let dir = dir();
+        std::fs::write(dir.path().join("wal").join("segment"), b"x").unwrap();
+        assert!(matches!(open(&RealDisk, dir.path(), "n1"), Err(StoreError::Damaged { .. })));
+    }
+}

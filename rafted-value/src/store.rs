@@ -1,0 +1,289 @@
+//! A node's storage: one per process. It owns the directory's lock, the node file, the write-ahead log that all
+//! of the node's groups share, the snapshots, and the threads on which user code runs.
+//!
+//! ```text
+//! DIR/node       who this node is (node_file.rs)          DIR/wal/        the log's segments, nothing else
+//! DIR/lock       held while a process uses DIR            DIR/snapshots/  one file per large snapshot
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+
+use crate::clock::{Clock, SystemClock};
+use crate::disk::{Disk, DiskLock, RealDisk};
+use crate::error::StoreError;
+use crate::node_file::{self, NodeFile};
+use crate::rpc::ClusterTag;
+use crate::snapshot::{self, SnapshotStore};
+use crate::status::ReplicaId;
+use crate::wal::{ReplicaRecord, Wal, WalConfig, WalError, WalStats};
+
+/// A node's storage. Clones share it; it is closed by [`Store::close`] or when the last is dropped.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    node: Mutex<NodeFile>,
+    wal: Wal,
+    files: Option<Files>,
+    clock: Arc<dyn Clock>,
+    apply_threads: ApplyThreads,
+}
+
+struct Files {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    _lock: DiskLock,
+}
+
+/// Who this node is, as its directory says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Its name.
+    pub name: String,
+    /// The number of its memory: minted with the directory, or, in memory, at each start.
+    pub node_id: u64,
+    /// Raised at each start; in memory, random.
+    pub boot: u64,
+    /// The cluster it belongs to, if it has joined one.
+    pub cluster: Option<ClusterTag>,
+    /// What the layer above keeps here.
+    pub extra: Vec<u8>,
+}
+
+/// A replica that was created here and not removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredReplica {
+    /// Its id.
+    pub replica: ReplicaId,
+    /// Its group.
+    pub group: String,
+    /// Its group's incarnation.
+    pub incarnation: u64,
+    /// What the layer above keeps with it, such as the value's registered name.
+    pub detail: Vec<u8>,
+}
+
+impl Store {
+    /// Opens the data directory of the node of this name, and makes it where there is none. Raises the boot
+    /// number, recovers the log, and keeps the directory locked.
+    pub async fn open(dir: impl AsRef<Path>, name: &str) -> Result<Self, StoreError> {
+        let (dir, name) = (dir.as_ref().to_owned(), name.to_owned());
+        let opened = tokio::task::spawn_blocking(move || Self::open_on(Arc::new(RealDisk), dir, name)).await;
+        match opened {
+            Ok(store) => store,
+            // The closure above holds no user code: only a runtime that shuts down ends here.
+            Err(error) => Err(StoreError::Io { path: PathBuf::new(), error: io::Error::other(error) }),
+        }
+    }
+
+    /// A node without a disk: the same code, and nothing survives the process.
+    pub fn memory(name: &str) -> Self {
+        let node = NodeFile { boot: rand::random::<u64>() >> 1, ..NodeFile::mint(name) };
+        Self::assemble(name.to_owned(), node, Wal::memory(), None)
+    }
+
+    fn open_on(disk: Arc<dyn Disk>, dir: PathBuf, name: String) -> Result<Self, StoreError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| StoreError::Io { path, error }
+        };
+        let (wal_dir, snapshot_dir) = (dir.join("wal"), dir.join("snapshots"));
+        for path in [&dir, &wal_dir, &snapshot_dir] {
+            disk.create_dir_all(path).map_err(at(path))?;
+        }
+        let lock = disk.lock(&dir.join("lock")).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => StoreError::Locked { path: dir.clone() },
+            _ => StoreError::Io { path: dir.join("lock"), error },
+        })?;
+        let node = node_file::open(&*disk, &dir, &name)?;
+        let wal = Wal::open(disk.clone(), &wal_dir, WalConfig::default()).map_err(|error| from_wal(&wal_dir, error))?;
+        let in_use: Vec<String> = wal
+            .replicas()
+            .iter()
+            .filter_map(|record| wal.state(record.replica)?.snapshot)
+            .map(|pointer| pointer.file)
+            .collect();
+        snapshot::sweep(&*disk, &snapshot_dir, |file| in_use.iter().any(|used| used == file))
+            .map_err(at(&snapshot_dir))?;
+        Ok(Self::assemble(name, node, wal, Some(Files { disk, dir, _lock: lock })))
+    }
+
+    fn assemble(name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let apply_threads = ApplyThreads::start();
+        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, clock, apply_threads }) }
+    }
+
+    /// Who this node is.
+    pub fn node(&self) -> NodeIdentity {
+        let node = self.lock_node();
+        NodeIdentity {
+            name: self.inner.name.clone(),
+            node_id: node.node_id,
+            boot: node.boot,
+            cluster: node.cluster,
+            extra: node.extra.clone(),
+        }
+    }
+
+    /// Remembers the cluster; durable on return.
+    pub fn set_cluster(&self, cluster: ClusterTag) -> Result<(), StoreError> {
+        self.update_node(|node| node.cluster = Some(cluster))
+    }
+
+    /// Remembers bytes of the layer above; durable on return.
+    pub fn set_extra(&self, extra: Vec<u8>) -> Result<(), StoreError> {
+        self.update_node(|node| node.extra = extra)
+    }
+
+    /// The replicas that live here.
+    pub fn replicas(&self) -> Vec<StoredReplica> {
+        let from = |record: ReplicaRecord| {
+            let replica = ReplicaId::new(record.replica)?;
+            let ReplicaRecord { group, incarnation, detail, .. } = record;
+            Some(StoredReplica { replica, group, incarnation, detail: detail.to_vec() })
+        };
+        self.inner.wal.replicas().into_iter().filter_map(from).collect()
+    }
+
+    /// Mints the id of a new replica; it is synced before it is returned, so that it is never minted again.
+    pub async fn create_replica(
+        &self,
+        group: &str,
+        incarnation: u64,
+        detail: Vec<u8>,
+    ) -> Result<ReplicaId, StoreError> {
+        let replica = ReplicaId::random();
+        let record =
+            ReplicaRecord { replica: replica.get(), group: group.to_owned(), incarnation, detail: Bytes::from(detail) };
+        let (done, synced) = oneshot::channel();
+        self.inner.wal.create(record, Box::new(move |result| drop(done.send(result))));
+        self.synced(synced).await?;
+        Ok(replica)
+    }
+
+    /// Forgets a replica with its log and snapshots. Stop it first.
+    pub async fn remove_replica(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        let snapshot = self.inner.wal.state(replica.get()).and_then(|state| state.snapshot);
+        let (done, synced) = oneshot::channel();
+        self.inner.wal.remove(replica.get(), Box::new(move |result| drop(done.send(result))));
+        self.synced(synced).await?;
+        if let (Some(files), Some(pointer)) = (&self.inner.files, snapshot)
+            && !pointer.file.is_empty()
+        {
+            let path = files.dir.join("snapshots").join(&pointer.file);
+            files.disk.remove(&path).map_err(|error| StoreError::Io { path, error })?;
+        }
+        Ok(())
+    }
+
+    /// Becomes `Some(reason)` when the log could not be written or synced. The process must stop then:
+    /// nothing is acknowledged any more.
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.inner.wal.poisoned()
+    }
+
+    /// What the log has done so far.
+    pub fn log_stats(&self) -> WalStats {
+        self.inner.wal.stats()
+    }
+
+    /// Writes the log's last words. Stop the replicas first; what they write later fails.
+    pub async fn close(&self) {
+        let wal = self.inner.wal.clone();
+        // Fails only when the runtime shuts down, and then the log closes as it is dropped.
+        let _ = tokio::task::spawn_blocking(move || wal.close()).await;
+    }
+
+    pub(crate) fn wal(&self) -> &Wal {
+        &self.inner.wal
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    pub(crate) fn apply_threads(&self) -> tokio::runtime::Handle {
+        self.inner.apply_threads.handle.clone()
+    }
+
+    pub(crate) fn snapshots_of(&self, replica: ReplicaId) -> SnapshotStore {
+        let files = self.inner.files.as_ref().map(|files| (files.disk.clone(), files.dir.join("snapshots")));
+        SnapshotStore::new(replica.get(), self.inner.wal.clone(), files)
+    }
+
+    async fn synced(&self, done: oneshot::Receiver<io::Result<()>>) -> Result<(), StoreError> {
+        let result = done.await.unwrap_or_else(|_| Err(io::Error::other("the log has stopped")));
+        result.map_err(|error| StoreError::Io { path: self.wal_dir(), error })
+    }
+
+    fn wal_dir(&self) -> PathBuf {
+        self.inner.files.as_ref().map(|files| files.dir.join("wal")).unwrap_or_default()
+    }
+
+    fn lock_node(&self) -> std::sync::MutexGuard<'_, NodeFile> {
+        self.inner.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update_node(&self, change: impl FnOnce(&mut NodeFile)) -> Result<(), StoreError> {
+        let mut node = self.lock_node();
+        let mut next = node.clone();
+        change(&mut next);
+        if let Some(files) = &self.inner.files {
+            node_file::write(&*files.disk, &files.dir, &next)?;
+        }
+        *node = next;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+fn from_wal(dir: &Path, error: WalError) -> StoreError {
+    StoreError::Log { path: dir.to_owned(), reason: error.to_string() }
+}
+
+/// The threads on which entries are applied and queries run: never those of raft and network.
+struct ApplyThreads {
+    handle: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// User code of this many groups runs at once.
+const APPLY_THREADS: usize = 2;
+
+impl ApplyThreads {
+    fn start() -> Self {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let built = builder.worker_threads(APPLY_THREADS).thread_name("apply").build();
+        match built {
+            Ok(runtime) => Self { handle: runtime.handle().clone(), runtime: Some(runtime) },
+            // No thread can be had: the caller's runtime serves, which is slower under long commands but right.
+            Err(error) => {
+                tracing::warn!(%error, "no threads of their own for user code");
+                Self { handle: tokio::runtime::Handle::current(), runtime: None }
+            }
+        }
+    }
+}
+
+impl Drop for ApplyThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // In the background: this may be dropped on a runtime's thread, which must not block.
+            runtime.shutdown_background();
+        }
+    }
+}

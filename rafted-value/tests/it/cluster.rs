@@ -1,0 +1,216 @@
+//! A group of a counter over several stores in one process.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rafted_value::{
+    ClientSession, Clock, ClusterTag, CommandError, GroupClient, GroupConfig, Member, QueryError, ReplicaId,
+    ReplicaSpec, Role, Route, Store, SystemClock, UntypedReplica, Value, ValueFactory, decode_answer, decode_reply,
+    encode_command, encode_query,
+};
+
+use crate::hub::Hub;
+
+pub const GROUP: &str = "counter";
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+rafted_value::messages! {
+    /// A log of what was added, so that order and repetition are visible.
+    #[derive(Default)]
+    pub struct Journal { pub added: Vec<i64>, pub padding: Vec<u8> }
+    pub enum Command { Add(i64), Pad(u64), Panic }
+    pub enum Query { All, Panic }
+}
+
+impl Value for Journal {
+    type Command = Command;
+    type Reply = u64;
+    type Query = Query;
+    type Answer = Vec<i64>;
+
+    fn command(&mut self, command: Command) -> u64 {
+        match command {
+            Command::Add(n) => self.added.push(n),
+            Command::Pad(bytes) => self.padding = vec![7; bytes as usize],
+            Command::Panic => panic!("as asked"),
+        }
+        self.added.len() as u64
+    }
+
+    fn query(&self, query: Query) -> Vec<i64> {
+        match query {
+            Query::All => self.added.clone(),
+            Query::Panic => panic!("as asked"),
+        }
+    }
+}
+
+/// Waits for a condition; fails with `what` after [`PATIENCE`].
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub struct Node {
+    pub name: String,
+    pub store: Store,
+    pub replica: UntypedReplica,
+}
+
+pub struct Cluster {
+    pub hub: Hub,
+    pub nodes: BTreeMap<String, Node>,
+    pub session: ClientSession,
+    dirs: Option<tempfile::TempDir>,
+    config: GroupConfig,
+}
+
+impl Cluster {
+    /// `names` as the first members, in memory.
+    pub async fn memory(names: &[&str]) -> Self {
+        Self::form(names, None, GroupConfig::default()).await
+    }
+
+    /// `names` as the first members, each with a directory.
+    pub async fn durable(names: &[&str], config: GroupConfig) -> Self {
+        Self::form(names, Some(tempfile::tempdir().unwrap()), config).await
+    }
+
+    async fn form(names: &[&str], dirs: Option<tempfile::TempDir>, config: GroupConfig) -> Self {
+        let session = ClientSession::random();
+        let mut cluster = Self { hub: Hub::default(), nodes: BTreeMap::new(), session, dirs, config };
+        for name in names {
+            cluster.start(name).await;
+        }
+        let members = cluster.nodes.values().map(|node| (node.replica.spec().replica, cluster.member(&node.name)));
+        let members: BTreeMap<ReplicaId, Member> = members.collect();
+        cluster.nodes[names[0]].replica.initialize(members).await.unwrap();
+        cluster
+    }
+
+    pub fn member(&self, name: &str) -> Member {
+        let node = self.nodes[name].store.node().node_id;
+        Member { name: name.to_owned(), node, zone: String::new(), decided_at: 0 }
+    }
+
+    fn dir(&self, name: &str) -> Option<PathBuf> {
+        self.dirs.as_ref().map(|dirs| dirs.path().join(name))
+    }
+
+    /// Starts a node, with what its directory holds.
+    pub async fn start(&mut self, name: &str) {
+        let store = match self.dir(name) {
+            Some(dir) => Store::open(dir, name).await.unwrap(),
+            None => Store::memory(name),
+        };
+        let stored = store.replicas().into_iter().find(|stored| stored.group == GROUP);
+        let replica = match stored {
+            Some(stored) => stored.replica,
+            None => store.create_replica(GROUP, 0, Vec::new()).await.unwrap(),
+        };
+        let spec = ReplicaSpec {
+            group: GROUP.into(),
+            incarnation: 0,
+            replica,
+            cluster: ClusterTag::default(),
+            config: self.config.clone(),
+        };
+        let factory = ValueFactory::of::<Journal>(None);
+        let replica = UntypedReplica::start(&store, spec, factory, self.hub.transport(name)).await.unwrap();
+        self.hub.attach(name, replica.clone());
+        self.nodes.insert(name.to_owned(), Node { name: name.to_owned(), store, replica });
+    }
+
+    /// Stops a node; its directory stays.
+    pub async fn stop(&mut self, name: &str) {
+        self.hub.detach(name, GROUP);
+        let node = self.nodes.remove(name).unwrap();
+        node.replica.shutdown().await;
+        node.store.close().await;
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    pub fn leader(&self) -> Option<String> {
+        let leads = |node: &&Node| node.replica.status().role == Role::Leader;
+        let newest = self.nodes.values().filter(leads).max_by_key(|node| node.replica.status().term);
+        newest.map(|node| node.name.clone())
+    }
+
+    pub async fn wait_leader(&self) -> String {
+        eventually("a leader", || self.leader().is_some()).await;
+        self.leader().unwrap()
+    }
+
+    pub fn client(&self, here: &str) -> GroupClient {
+        let route = HubRoute {
+            hub: self.hub.clone(),
+            here: here.to_owned(),
+            nodes: ["n1", "n2", "n3", "n4", "n5"].map(str::to_owned).to_vec(),
+            leader: Mutex::new(None),
+        };
+        GroupClient::new(Arc::new(route), self.hub.transport(here))
+    }
+
+    pub async fn add(&self, here: &str, n: i64) -> Result<u64, CommandError> {
+        self.command(here, Command::Add(n)).await
+    }
+
+    pub async fn command(&self, here: &str, command: Command) -> Result<u64, CommandError> {
+        let open = self.session.open(SystemClock::default().wall(), PATIENCE).await;
+        let bytes = encode_command::<Journal>(&command, Some(open.id()), 0).unwrap();
+        let reply = self.client(here).command(GROUP, bytes, PATIENCE).await?;
+        Ok(decode_reply::<Journal>(&reply).unwrap())
+    }
+
+    pub async fn all(&self, here: &str) -> Result<Vec<i64>, QueryError> {
+        let query = encode_query::<Journal>(&Query::All).unwrap();
+        let answer = self.client(here).query(GROUP, query, PATIENCE).await?;
+        Ok(decode_answer::<Journal>(&answer).unwrap())
+    }
+
+    pub fn local(&self, name: &str) -> Vec<i64> {
+        self.nodes[name].replica.read_local(|journal: &Journal, _| journal.added.clone()).unwrap()
+    }
+
+    pub async fn shutdown(mut self) {
+        for name in self.names() {
+            self.stop(&name).await;
+        }
+    }
+}
+
+struct HubRoute {
+    hub: Hub,
+    here: String,
+    nodes: Vec<String>,
+    leader: Mutex<Option<String>>,
+}
+
+impl Route for HubRoute {
+    fn here(&self) -> &str {
+        &self.here
+    }
+    fn local(&self, group: &str) -> Option<UntypedReplica> {
+        self.hub.find(&self.here, group)
+    }
+    fn nodes(&self, _group: &str) -> Vec<String> {
+        self.nodes.clone()
+    }
+    fn identity(&self, _group: &str) -> Option<(ClusterTag, u64)> {
+        Some((ClusterTag::default(), 0))
+    }
+    fn leader(&self, _group: &str) -> Option<String> {
+        self.leader.lock().unwrap().clone()
+    }
+    fn set_leader(&self, _group: &str, node: Option<&str>) {
+        *self.leader.lock().unwrap() = node.map(str::to_owned);
+    }
+}
