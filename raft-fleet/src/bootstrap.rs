@@ -27,18 +27,18 @@ messages! {
         #[default]
         Fresh,
         /// The initiator, with what was promised to it, itself included.
-        Collecting { cluster: Tag, promises: BTreeMap<String, Promise> },
+        Collecting { cluster: ClusterKey, promises: BTreeMap<String, Promise> },
         /// The initiator, with the exact first members. They never change any more.
-        Decided { cluster: Tag, members: Vec<Promise> },
+        Decided { cluster: ClusterKey, members: Vec<Promise> },
         /// A future first member.
-        Promised { cluster: Tag },
+        Promised { cluster: ClusterKey },
         /// In the cluster.
-        Member { cluster: Tag },
+        Member { cluster: ClusterKey },
     }
 
     /// A cluster's id, with the generation that recovery and restoring raise.
     #[derive(Copy, Eq, PartialOrd, Ord)]
-    pub(crate) struct Tag {
+    pub(crate) struct ClusterKey {
         pub(crate) id: u128,
         pub(crate) generation: u64,
     }
@@ -59,9 +59,9 @@ messages! {
         /// It waits, like the one who asks.
         Waiting,
         /// It is the initiator, and asks for a promise.
-        Asking { cluster: Tag },
+        Asking { cluster: ClusterKey },
         /// It is in this cluster.
-        Member { cluster: Tag },
+        Member { cluster: ClusterKey },
     }
 }
 
@@ -83,11 +83,14 @@ pub(crate) enum Part {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
     /// It starts, found no cluster, and may mint this id; `own` is its own promise.
-    Begin { cluster: Tag, own: Promise },
+    Begin { cluster: ClusterKey, own: Promise },
     /// Somebody told where it stands.
     Heard(Standing),
     /// Somebody promised to this cluster.
-    PromiseArrived { cluster: Tag, promise: Promise },
+    PromiseArrived {
+        cluster: ClusterKey,
+        promise: Promise,
+    },
     /// The cluster group has its first members, in its log.
     Initialized,
 }
@@ -170,7 +173,7 @@ impl Bootstrap {
         })
     }
 
-    fn collect(cluster: Tag, promises: BTreeMap<String, Promise>, expect: usize) -> Self {
+    fn collect(cluster: ClusterKey, promises: BTreeMap<String, Promise>, expect: usize) -> Self {
         if promises.len() < expect {
             return Self::Collecting { cluster, promises };
         }
@@ -190,7 +193,7 @@ impl Bootstrap {
     }
 
     /// The cluster id that it can no longer change.
-    pub(crate) fn bound_to(&self) -> Option<Tag> {
+    pub(crate) fn bound_to(&self) -> Option<ClusterKey> {
         match self {
             Self::Fresh | Self::Collecting { .. } => None,
             Self::Decided { cluster, .. }

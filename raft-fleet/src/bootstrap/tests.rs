@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-fn tag(id: u128) -> Tag {
-    Tag { id, generation: 0 }
+fn tag(id: u128) -> ClusterKey {
+    ClusterKey { id, generation: 0 }
 }
 
 fn promise(node: usize) -> Promise {
@@ -241,7 +241,7 @@ fn every_state_with_every_event() {
 enum Message {
     Where,
     Here(Standing),
-    Promise(Tag, Promise),
+    Promise(ClusterKey, Promise),
 }
 
 /// A fault that the model must find.
@@ -259,7 +259,7 @@ struct Model {
     parts: Vec<Part>,
     states: Vec<Bootstrap>,
     network: Vec<(usize, usize, Message)>,
-    clusters: BTreeSet<Tag>,
+    clusters: BTreeSet<ClusterKey>,
     next_id: u128,
     planted: Planted,
 }
@@ -379,7 +379,7 @@ impl Model {
 
     /// Nothing is lost any more, everybody has its turn.
     fn calm(&mut self) {
-        for _ in 0..10 {
+        for _ in 0..40 {
             for node in 0..self.states.len() {
                 self.turn(node);
             }
