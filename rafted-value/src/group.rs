@@ -33,7 +33,7 @@ use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
 use crate::snapshot::SnapshotStore;
 use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
 use crate::store::Store;
-use crate::transport::{Body, BoxFuture, Transport};
+use crate::transport::{Body, BoxFuture, Handler, Transport};
 use crate::value::{Context, Value};
 
 /// Queries that may wait for a round at one replica; one more waits outside.
@@ -491,6 +491,19 @@ impl UntypedReplica {
         }
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
+    }
+}
+
+/// How long a request of another node may wait here; its sender has given up long before.
+const MAX_SERVE: Duration = Duration::from_secs(30);
+
+impl Handler for UntypedReplica {
+    fn handle(&self, request: Bytes) -> BoxFuture<Bytes> {
+        Self::handle(self, request, MAX_SERVE)
+    }
+
+    fn handle_with_body(&self, request: Bytes, body: Box<dyn Body>) -> BoxFuture<Bytes> {
+        Self::handle_with_body(self, request, body)
     }
 }
 

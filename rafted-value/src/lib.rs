@@ -1,31 +1,37 @@
-//! A value replicated by Raft.
+#![doc = include_str!("../README.md")]
 
-mod any_value;
-mod client;
-mod clock;
-mod codec;
-mod command;
-mod config;
-mod disk;
+#[cfg(feature = "quic")]
+mod replica;
+#[cfg(feature = "quic")]
+mod quic;
+#[cfg(feature = "quic")]
+mod formation;
 mod encoding;
-mod error;
+mod client;
 mod group;
-mod log_store;
-mod machine;
 mod membership;
-mod network;
-mod node_file;
-mod openraft_types;
 mod proposer;
 mod reader;
+mod network;
+mod log_store;
+mod machine;
+mod any_value;
+mod store;
+mod snapshot;
+mod node_file;
+mod openraft_types;
 mod rpc;
 mod session;
-mod snapshot;
+mod wal;
+mod disk;
+mod command;
+mod clock;
+mod config;
+mod error;
 mod status;
-mod store;
+mod codec;
 mod transport;
 mod value;
-mod wal;
 mod wire;
 
 pub use crate::any_value::ValueFactory;
@@ -40,12 +46,16 @@ pub use crate::error::{
 };
 pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
 pub use crate::proposer::ProposeError;
+#[cfg(feature = "quic")]
+pub use crate::quic::{QuicTransport, serve};
 pub use crate::reader::ReadError;
+#[cfg(feature = "quic")]
+pub use crate::replica::{CommandRequest, DEFAULT_TIMEOUT, QueryRequest, Replica, ReplicaBuilder};
 pub use crate::rpc::{ClusterTag, Envelope, peek};
 pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, OpenCommand, RECORD_MARGIN};
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
 pub use crate::store::{NodeIdentity, Store, StoredReplica};
-pub use crate::transport::{Body, BoxFuture, Transport, TransportError};
+pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
 pub use crate::value::{Context, LogTime, UpgradeError, Value};
 pub use crate::wal::{WalError, WalStats};
 pub use crate::wire::{Wire, WireError, decode, encode};

@@ -157,7 +157,8 @@ impl<V: Value> ReplicaBuilder<V> {
         let replica = self.start_replica(store, endpoint).await?;
         let mut tasks = JoinSet::new();
         let mailbox = QuicTransport::mailbox_of(&self.group);
-        serve(endpoint, &mailbox, replica.clone(), &mut tasks).map_err(|error| StartError::Invalid(error.to_string()))?;
+        serve(endpoint, &mailbox, Arc::new(replica.clone()), &mut tasks)
+            .map_err(|error| StartError::Invalid(error.to_string()))?;
         let transport: Arc<dyn Transport> = Arc::new(QuicTransport::new(endpoint.clone(), &mailbox));
         let route = Arc::new(FixedRoute {
             here: here.clone(),
@@ -302,4 +303,3 @@ impl Route for FixedRoute {
         *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = node.map(str::to_owned);
     }
 }
-

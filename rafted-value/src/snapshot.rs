@@ -8,8 +8,10 @@
 //! written under a name of its own, synced, renamed, the directory synced, then the pointer record in the log,
 //! synced; only then the old file goes.
 
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,7 +21,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::openraft_types::SnapshotMeta;
 use crate::rpc::{read_snapshot_meta, write_snapshot_meta};
 use crate::session::Sessions;
-use crate::transport::{Body, BoxFuture};
+use crate::transport::Body;
 use crate::value::LogTime;
 use crate::wal::{Position, SnapshotPointer, Wal};
 
@@ -117,7 +119,7 @@ struct Chunks {
 }
 
 impl Body for Chunks {
-    fn next(&mut self) -> BoxFuture<io::Result<Option<Bytes>>> {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
         let offset = self.offset;
         let total = match &self.body {
             SnapshotBody::Inline(bytes) => bytes.len() as u64,

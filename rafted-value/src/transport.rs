@@ -30,7 +30,15 @@ pub trait Transport: Send + Sync + 'static {
 /// A body that is read in chunks, in order.
 pub trait Body: Send + 'static {
     /// The next chunk, `None` at the end. An error means that the rest is lost.
-    fn next(&mut self) -> BoxFuture<io::Result<Option<Bytes>>>;
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>>;
+}
+
+/// Answers the requests that reach a node: one replica, or a router in front of many.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a request.
+    fn handle(&self, request: Bytes) -> BoxFuture<Bytes>;
+    /// Answers a request that is followed by a body.
+    fn handle_with_body(&self, request: Bytes, body: Box<dyn Body>) -> BoxFuture<Bytes>;
 }
 
 /// Why there is no answer.

@@ -425,3 +425,126 @@ fn get_u64(bytes: &[u8], at: usize) -> u64 {
     value.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    const SALT: Salt = *b"0123456789abcdef";
+
+    fn hex(bytes: &[u8]) -> String {
+        let words: Vec<String> =
+            bytes.chunks(8).map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
+        words.chunks(4).map(|line| line.join(" ")).collect::<Vec<_>>().join("\n")
+    }
+
+    fn check(record: &Record<'_>, expected: Expect) {
+        let mut bytes = Vec::new();
+        let length = record.encode(0x1122_3344_5566_7788, &mut bytes);
+        assert!(bytes.len() <= record.encoded_bound() && bytes.len() % ALIGNMENT == 0);
+        expected.assert_eq(&hex(&bytes));
+        let (replica, found, found_length) = decode(&bytes).unwrap();
+        assert_eq!(replica, 0x1122_3344_5566_7788);
+        assert_eq!((&found, found_length), (record, length as usize));
+        for bit in 0..length as usize * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode(&changed), None, "bit {bit} of {record:?}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_each_record_are_fixed() {
+        check(
+            &Record::Created(ReplicaRecord {
+                replica: 0x1122_3344_5566_7788,
+                group: "orders".into(),
+                incarnation: 3,
+                detail: Bytes::from_static(b"\x01\x02"),
+            }),
+            expect![[r#"
+                14000000975c90d4 8877665544332211 0100000000000000 0300000000000000
+                060000006f726465 7273010200000000"#]],
+        );
+        check(&Record::Removed, expect!["000000009e593c00 8877665544332211 0200000000000000"]);
+        check(&Record::Entry { term: 5, index: 6, payload: b"hello" }, expect![[r#"
+            15000000d6008e61 8877665544332211 0300000000000000 0500000000000000
+            0600000000000000 68656c6c6f000000"#]]);
+        check(&Record::Vote(VoteRecord { term: 5, voted_for: 9, committed: true }), expect![[r#"
+            1000000099ec130e 8877665544332211 0401000000000000 0500000000000000
+            0900000000000000"#]]);
+        check(&Record::Truncate(Some(4)), expect!["08000000de33560b 8877665544332211 0501000000000000 0400000000000000"]);
+        check(&Record::Truncate(None), expect!["08000000b24cc54d 8877665544332211 0500000000000000 0000000000000000"]);
+        check(&Record::Purge(Position { term: 5, index: 6 }), expect![[r#"
+            1000000092eed1b2 8877665544332211 0600000000000000 0500000000000000
+            0600000000000000"#]]);
+        check(&Record::Committed(Position { term: 5, index: 6 }), expect![[r#"
+            100000001c2c9e08 8877665544332211 0700000000000000 0500000000000000
+            0600000000000000"#]]);
+        check(
+            &Record::Snapshot(SnapshotPointer {
+                position: Some(Position { term: 5, index: 6 }),
+                meta: Bytes::from_static(b"meta"),
+                file: "7.snapshot".into(),
+                inline: Bytes::new(),
+            }),
+            expect![[r#"
+                26000000b28321f6 8877665544332211 0801000000000000 0500000000000000
+                0600000000000000 0a00000004000000 372e736e61707368 6f746d6574610000"#]],
+        );
+    }
+
+    #[test]
+    fn the_bytes_of_a_batch_are_fixed() {
+        let mut bytes = vec![0; BATCH_HEADER_BYTES];
+        Record::Closed.encode(0, &mut bytes);
+        let header = BatchHeader { segment_use: 3, sequence: 17, oldest_use: 2, count: 1, body_length: 0, body_crc: 0 };
+        header.seal(&mut bytes, &SALT, 4096);
+        expect![[r#"
+            5256620a01000000 0300000000000000 1100000000000000 0200000000000000
+            0100000018000000 6a7d5ba000d4e77f 00000000c32fc2b7 0000000000000000
+            0900000000000000"#]].assert_eq(&hex(&bytes));
+        let found = BatchHeader::decode(&bytes, &SALT, 3, 4096).unwrap();
+        assert_eq!((found.sequence, found.oldest_use, found.count, found.body_length), (17, 2, 1, 24));
+        assert!(found.matches(&bytes[BATCH_HEADER_BYTES..], &SALT, 4096));
+        let records: Vec<_> = records(&bytes[BATCH_HEADER_BYTES..]).map(|found| found.unwrap().record).collect();
+        assert_eq!(records, [Record::Closed]);
+        // Another place, use or directory: no batch.
+        assert_eq!(BatchHeader::decode(&bytes, &SALT, 3, 4104), None);
+        assert_eq!(BatchHeader::decode(&bytes, &SALT, 4, 4096), None);
+        assert_eq!(BatchHeader::decode(&bytes, b"fedcba9876543210", 3, 4096), None);
+        for bit in 0..BATCH_HEADER_BYTES * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(BatchHeader::decode(&changed, &SALT, 3, 4096), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_segment_header_are_fixed() {
+        let header = SegmentHeader { salt: SALT, segment_use: 3, first_sequence: 17, oldest_use: 2 };
+        let bytes = header.encode();
+        expect![[r#"
+            52562d57414c0d0a 0100000000000000 3031323334353637 3839616263646566
+            0300000000000000 1100000000000000 0200000000000000 000000007b229912"#]].assert_eq(&hex(&bytes));
+        assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
+        for bit in 0..SEGMENT_HEADER_BYTES * 8 {
+            let mut changed = bytes;
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(SegmentHeader::decode(&changed).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_are_no_record() {
+        let mut bytes = Vec::new();
+        Record::Entry { term: 1, index: 1, payload: b"" }.encode(1, &mut bytes);
+        assert_eq!(decode(&bytes[..RECORD_HEADER_BYTES]), None);
+        assert_eq!(decode(&[]), None);
+        bytes[0..4].fill(0xff);
+        assert_eq!(decode(&bytes), None);
+        assert_eq!(records(&bytes).collect::<Vec<_>>(), [Err(BadRecord { offset: 0 })]);
+    }
+}

@@ -3,3 +3,4 @@
 mod cluster;
 mod group;
 mod hub;
+mod quic;

@@ -1,0 +1,164 @@
+//! The transport over batched-comm's endpoint: requests are calls to a mailbox, bodies go by the second
+//! connection.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use batched_comm::{Address, BulkError, BulkReceiver, CallError, Endpoint, Incoming, MailboxError, NodeName};
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
+
+/// The message number of requests; the mailbox is this crate's own.
+const REQUEST: u32 = 1;
+/// Requests that wait in the mailbox, and requests that are being answered; more are refused.
+const MAILBOX_CAPACITY: usize = 8_192;
+const MAX_IN_FLIGHT: usize = 16_384;
+/// Snapshots that wait to be received, and those that are being received.
+const BULK_BACKLOG: usize = 4;
+
+/// Carries requests to the mailbox of one name on every node.
+#[derive(Debug, Clone)]
+pub struct QuicTransport {
+    endpoint: Endpoint,
+    mailbox: String,
+}
+
+impl QuicTransport {
+    /// Requests go from this endpoint to the mailbox `mailbox` of the other nodes.
+    pub fn new(endpoint: Endpoint, mailbox: &str) -> Self {
+        Self { endpoint, mailbox: mailbox.to_owned() }
+    }
+
+    /// The mailbox of a group that stands alone.
+    pub(crate) fn mailbox_of(group: &str) -> String {
+        format!("raft.{group}")
+    }
+
+    fn address(&self, node: &str) -> Result<Address, TransportError> {
+        let not_sent = |error: batched_comm::NameError| TransportError::NotSent(error.to_string());
+        let name: NodeName = node.parse().map_err(not_sent)?;
+        Address::new(&name, &self.mailbox).map_err(not_sent)
+    }
+}
+
+impl Transport for QuicTransport {
+    fn call(&self, node: &str, request: Bytes, timeout: Duration) -> BoxFuture<Result<Bytes, TransportError>> {
+        let (endpoint, address) = (self.endpoint.clone(), self.address(node));
+        Box::pin(async move {
+            match endpoint.call_bytes(&address?, REQUEST, &request, timeout).await {
+                Ok(answer) => Ok(Bytes::from_owner(answer.into_aligned())),
+                Err(CallError::NotSent(error)) => Err(TransportError::NotSent(error.to_string())),
+                Err(error) => Err(TransportError::Lost(error.to_string())),
+            }
+        })
+    }
+
+    fn call_with_body(
+        &self,
+        node: &str,
+        request: Bytes,
+        mut body: Box<dyn Body>,
+        timeout: Duration,
+    ) -> BoxFuture<Result<Bytes, TransportError>> {
+        let (endpoint, address) = (self.endpoint.clone(), self.address(node));
+        Box::pin(async move {
+            let address = address?;
+            let send = async {
+                let opened = endpoint.open_bulk(&address, &request).await;
+                let mut sender = opened.map_err(|error| TransportError::NotSent(error.to_string()))?;
+                while let Some(chunk) = body.next().await.map_err(lost)? {
+                    sender.write(chunk).await.map_err(lost)?;
+                }
+                sender.finish().await.map_err(lost)
+            };
+            tokio::time::timeout(timeout, send).await.unwrap_or_else(|_| Err(lost(format!("{timeout:?} passed"))))
+        })
+    }
+}
+
+fn lost(error: impl std::fmt::Display) -> TransportError {
+    TransportError::Lost(error.to_string())
+}
+
+/// Answers the requests that reach `mailbox` by `handler`, in two tasks of `tasks`.
+pub fn serve(
+    endpoint: &Endpoint,
+    mailbox: &str,
+    handler: Arc<dyn Handler>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), MailboxError> {
+    let mut requests = endpoint.mailbox(mailbox, MAILBOX_CAPACITY)?;
+    let mut bodies = endpoint.bulk_listener(mailbox, BULK_BACKLOG)?;
+    let for_bodies = handler.clone();
+    tasks.spawn(async move {
+        let mut answering = JoinSet::new();
+        loop {
+            tokio::select! {
+                request = requests.recv(), if answering.len() < MAX_IN_FLIGHT => match request {
+                    Some(request) => {
+                        answering.spawn(answer(handler.clone(), request));
+                    }
+                    None => return,
+                },
+                Some(_) = answering.join_next(), if !answering.is_empty() => {}
+            }
+        }
+    });
+    tasks.spawn(async move {
+        let mut answering = JoinSet::new();
+        loop {
+            tokio::select! {
+                body = bodies.accept(), if answering.len() < BULK_BACKLOG => match body {
+                    Some(body) => {
+                        answering.spawn(answer_body(for_bodies.clone(), body));
+                    }
+                    None => return,
+                },
+                Some(_) = answering.join_next(), if !answering.is_empty() => {}
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn answer(handler: Arc<dyn Handler>, request: Incoming) {
+    let (_, _, body, reply) = request.into_parts();
+    let answer = handler.handle(Bytes::from_owner(body.into_aligned())).await;
+    if let Some(reply) = reply
+        && let Err(error) = reply.reply_bytes(&answer)
+    {
+        tracing::debug!(%error, "an answer did not leave; its caller sees a lost connection");
+    }
+}
+
+async fn answer_body(handler: Arc<dyn Handler>, receiver: BulkReceiver) {
+    let request = receiver.header.clone();
+    let receiver = Arc::new(Mutex::new(Some(receiver)));
+    let answer = handler.handle_with_body(request, Box::new(Received(receiver.clone()))).await;
+    let receiver = receiver.lock().await.take();
+    if let Some(receiver) = receiver
+        && let Err(error) = receiver.reply(&answer).await
+    {
+        tracing::debug!(%error, "an answer to a body did not leave");
+    }
+}
+
+/// A body that comes by the second connection; the receiver is taken back for the answer.
+struct Received(Arc<Mutex<Option<BulkReceiver>>>);
+
+impl Body for Received {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
+        Box::pin(async move {
+            match &mut *self.0.lock().await {
+                Some(receiver) => receiver.read_chunk().await.map_err(|error: BulkError| io::Error::other(error)),
+                None => Ok(None),
+            }
+        })
+    }
+}
