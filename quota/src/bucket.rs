@@ -34,18 +34,12 @@ impl Rate {
             return Err(RateError::NoTimePerToken);
         }
         if time_per_token.as_nanos() > MAX_TIME_PER_TOKEN.as_nanos() {
-            return Err(RateError::TooSlow {
-                allowed: MAX_TIME_PER_TOKEN,
-                given: time_per_token,
-            });
+            return Err(RateError::TooSlow { allowed: MAX_TIME_PER_TOKEN, given: time_per_token });
         }
         if max_tokens == 0 {
             return Err(RateError::NoTokens);
         }
-        Ok(Rate {
-            time_per_token,
-            max_tokens,
-        })
+        Ok(Rate { time_per_token, max_tokens })
     }
 
     /// `tokens` per second (the time between two is rounded up to a nanosecond), bursts of `max_tokens`.
@@ -99,11 +93,7 @@ impl Bucket {
     /// A full bucket.
     #[must_use]
     pub fn new(rate: Rate, now: Instant) -> Bucket {
-        Bucket {
-            rate,
-            credit: rate.refill(),
-            updated: now,
-        }
+        Bucket { rate, credit: rate.refill(), updated: now }
     }
 
     /// Takes `tokens`, or nothing. `rate` may differ from call to call: it applies from this one on, while
@@ -115,10 +105,7 @@ impl Bucket {
     /// [`TakeError::Wait`] with the exact time, [`TakeError::MoreThanMax`] where no waiting helps.
     pub fn take(&mut self, tokens: u32, rate: Rate, now: Instant) -> Result<(), TakeError> {
         if tokens > rate.max_tokens {
-            return Err(TakeError::MoreThanMax {
-                asked: tokens,
-                max_tokens: rate.max_tokens,
-            });
+            return Err(TakeError::MoreThanMax { asked: tokens, max_tokens: rate.max_tokens });
         }
         self.advance(now);
         self.adopt(rate);
@@ -128,9 +115,9 @@ impl Bucket {
                 self.credit = left;
                 Ok(())
             }
-            None => Err(TakeError::Wait {
-                retry_after: (cost - self.credit) + self.updated.saturating_duration_since(now),
-            }),
+            None => {
+                Err(TakeError::Wait { retry_after: (cost - self.credit) + self.updated.saturating_duration_since(now) })
+            }
         }
     }
 
@@ -168,8 +155,7 @@ impl Bucket {
         }
         if rate.time_per_token != self.rate.time_per_token {
             // Below 2^79 x 2^47: a refill is at most 3.7e23 ns, a day 8.7e13 ns.
-            let nanos = self.credit.as_nanos() * rate.time_per_token.as_nanos()
-                / self.rate.time_per_token.as_nanos();
+            let nanos = self.credit.as_nanos() * rate.time_per_token.as_nanos() / self.rate.time_per_token.as_nanos();
             self.credit = duration_from_nanos(nanos);
         }
         self.credit = self.credit.min(rate.refill());
@@ -180,10 +166,7 @@ impl Bucket {
 /// Saturates, where a shorter token time made a number of seconds that no `Duration` holds.
 fn duration_from_nanos(nanos: u128) -> Duration {
     const NANOS_PER_SECOND: u128 = 1_000_000_000;
-    match (
-        u64::try_from(nanos / NANOS_PER_SECOND),
-        u32::try_from(nanos % NANOS_PER_SECOND),
-    ) {
+    match (u64::try_from(nanos / NANOS_PER_SECOND), u32::try_from(nanos % NANOS_PER_SECOND)) {
         (Ok(seconds), Ok(rest)) => Duration::new(seconds, rest),
         _ => Duration::MAX,
     }
@@ -203,18 +186,13 @@ mod tests {
     }
 
     fn wait(millis: u64) -> Result<(), TakeError> {
-        Err(TakeError::Wait {
-            retry_after: ms(millis),
-        })
+        Err(TakeError::Wait { retry_after: ms(millis) })
     }
 
     #[test]
     fn a_bucket_by_table() {
         let rate = rate(100, 3);
-        let too_many = Err(TakeError::MoreThanMax {
-            asked: 4,
-            max_tokens: 3,
-        });
+        let too_many = Err(TakeError::MoreThanMax { asked: 4, max_tokens: 3 });
         // (what happens, at which millisecond, tokens, answer)
         let rows = [
             ("a new bucket is full: first", 0, 1, Ok(())),
@@ -273,17 +251,8 @@ mod tests {
         assert_eq!(Rate::new(ms(1), 0), Err(RateError::NoTokens));
         assert_eq!(Rate::per_second(0, 1), Err(RateError::NoTokens));
         let given = MAX_TIME_PER_TOKEN + Duration::from_nanos(1);
-        assert_eq!(
-            Rate::new(given, 1),
-            Err(RateError::TooSlow {
-                allowed: MAX_TIME_PER_TOKEN,
-                given
-            })
-        );
-        assert_eq!(
-            Rate::per_second(3, 1).unwrap().time_per_token().as_nanos(),
-            333_333_334
-        );
+        assert_eq!(Rate::new(given, 1), Err(RateError::TooSlow { allowed: MAX_TIME_PER_TOKEN, given }));
+        assert_eq!(Rate::per_second(3, 1).unwrap().time_per_token().as_nanos(), 333_333_334);
         // The slowest and greatest changes to the fastest and back without overflow.
         let start = Instant::now();
         let slowest = Rate::new(MAX_TIME_PER_TOKEN, u32::MAX).unwrap();

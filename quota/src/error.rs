@@ -10,9 +10,7 @@ use crate::reservation::Recall;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RateError {
     /// No time between two tokens would be no limit at all.
-    #[error(
-        "a token must take some time to come, and 0 was given: use no limiter where there is no limit"
-    )]
+    #[error("a token must take some time to come, and 0 was given: use no limiter where there is no limit")]
     NoTimePerToken,
     /// The time between two tokens is beyond what the arithmetic holds.
     #[error("one token may take at most {allowed:?} to come, and {given:?} was given")]
@@ -65,9 +63,7 @@ impl TakeError {
     pub fn retry_after(&self) -> Option<Duration> {
         match *self {
             TakeError::Wait { retry_after } => Some(retry_after),
-            TakeError::MoreThanMax { .. }
-            | TakeError::UnknownBucket
-            | TakeError::TooManyBuckets { .. } => None,
+            TakeError::MoreThanMax { .. } | TakeError::UnknownBucket | TakeError::TooManyBuckets { .. } => None,
         }
     }
 }
@@ -113,9 +109,7 @@ pub enum GrantError {
     },
     /// All reservations were recalled and some are not back yet. They end by reports past their `use_by`,
     /// of which the earliest is named: ask again then. This is no proof that the limit is reached.
-    #[error(
-        "{reserved} places are reserved and were recalled: ask again, at the latest past {use_by:?}"
-    )]
+    #[error("{reserved} places are reserved and were recalled: ask again, at the latest past {use_by:?}")]
     Held {
         /// How many places are reserved and unspent.
         reserved: u64,

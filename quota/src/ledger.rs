@@ -33,10 +33,7 @@ pub const RESERVATION_SHARE: u64 = 8;
 
 /// Quotas by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "rkyv",
-    derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)
-)]
+#[cfg_attr(feature = "rkyv", derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize))]
 pub struct Ledger {
     quotas: BTreeMap<String, Account>,
     /// Incarnations and reservations have numbers from one counter; none is given twice.
@@ -45,10 +42,7 @@ pub struct Ledger {
 
 /// One quota.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "rkyv",
-    derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)
-)]
+#[cfg_attr(feature = "rkyv", derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize))]
 pub struct Account {
     incarnation: Incarnation,
     /// `None`: unlimited.
@@ -63,10 +57,7 @@ pub struct Account {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "rkyv",
-    derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)
-)]
+#[cfg_attr(feature = "rkyv", derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize))]
 struct Holding {
     index: u64,
     used: u64,
@@ -74,10 +65,7 @@ struct Holding {
 
 /// What a quota allows and what of it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "rkyv",
-    derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)
-)]
+#[cfg_attr(feature = "rkyv", derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize))]
 pub struct Usage {
     /// `None`: unlimited.
     pub limit: Option<u64>,
@@ -119,8 +107,7 @@ impl Ledger {
             return Put::Changed(account.incarnation);
         }
         let incarnation = Incarnation(self.next_number());
-        self.quotas
-            .insert(quota.to_owned(), Account::new(incarnation, limit));
+        self.quotas.insert(quota.to_owned(), Account::new(incarnation, limit));
         Put::Created(incarnation)
     }
 
@@ -153,18 +140,10 @@ impl Ledger {
     /// # Errors
     /// [`GrantError::Recall`] before a refusal: then nothing changed but that the named reservations count as
     /// recalled. Nothing is reserved on any error.
-    pub fn grant(
-        &mut self,
-        quota: &str,
-        holder: &str,
-        wanted: u64,
-        use_by: Duration,
-    ) -> Result<Grant, GrantError> {
+    pub fn grant(&mut self, quota: &str, holder: &str, wanted: u64, use_by: Duration) -> Result<Grant, GrantError> {
         let reservation = ReservationId(self.last_number + 1);
         let Some(account) = self.quotas.get_mut(quota) else {
-            return Err(GrantError::UnknownQuota {
-                quota: quota.to_owned(),
-            });
+            return Err(GrantError::UnknownQuota { quota: quota.to_owned() });
         };
         let grant = account.grant(reservation, holder, wanted.max(1), use_by)?;
         self.last_number += 1;
@@ -198,8 +177,7 @@ impl Ledger {
         reservation: ReservationId,
         filled: u64,
     ) -> Result<(), LedgerError> {
-        self.account_mut(quota, incarnation)?
-            .release(reservation, filled);
+        self.account_mut(quota, incarnation)?.release(reservation, filled);
         Ok(())
     }
 
@@ -210,9 +188,7 @@ impl Ledger {
     pub fn recall(&mut self, quota: &str) -> Result<Vec<Recall>, LedgerError> {
         match self.quotas.get_mut(quota) {
             Some(account) => Ok(account.recall()),
-            None => Err(LedgerError::UnknownQuota {
-                quota: quota.to_owned(),
-            }),
+            None => Err(LedgerError::UnknownQuota { quota: quota.to_owned() }),
         }
     }
 
@@ -224,16 +200,10 @@ impl Ledger {
         }
     }
 
-    fn account_mut(
-        &mut self,
-        quota: &str,
-        incarnation: Incarnation,
-    ) -> Result<&mut Account, LedgerError> {
+    fn account_mut(&mut self, quota: &str, incarnation: Incarnation) -> Result<&mut Account, LedgerError> {
         match self.quotas.get_mut(quota) {
             Some(account) if account.incarnation == incarnation => Ok(account),
-            _ => Err(LedgerError::UnknownQuota {
-                quota: quota.to_owned(),
-            }),
+            _ => Err(LedgerError::UnknownQuota { quota: quota.to_owned() }),
         }
     }
 
@@ -245,14 +215,7 @@ impl Ledger {
 
 impl Account {
     fn new(incarnation: Incarnation, limit: Option<u64>) -> Account {
-        Account {
-            incarnation,
-            limit,
-            holders: BTreeMap::new(),
-            reservations: BTreeMap::new(),
-            used: 0,
-            reserved: 0,
-        }
+        Account { incarnation, limit, holders: BTreeMap::new(), reservations: BTreeMap::new(), used: 0, reserved: 0 }
     }
 
     /// Tells this quota from others of its name.
@@ -264,27 +227,15 @@ impl Account {
     /// Limit and use.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        Usage {
-            limit: self.limit,
-            used: self.used,
-            reserved: self.reserved,
-        }
+        Usage { limit: self.limit, used: self.used, reserved: self.reserved }
     }
 
     /// The reservations that are not known to be all filled, in the order of their ids.
     pub fn reservations(&self) -> impl Iterator<Item = (ReservationId, &Reservation)> {
-        self.reservations
-            .iter()
-            .map(|(id, reservation)| (*id, reservation))
+        self.reservations.iter().map(|(id, reservation)| (*id, reservation))
     }
 
-    fn grant(
-        &mut self,
-        id: ReservationId,
-        holder: &str,
-        wanted: u64,
-        use_by: Duration,
-    ) -> Result<Grant, GrantError> {
+    fn grant(&mut self, id: ReservationId, holder: &str, wanted: u64, use_by: Duration) -> Result<Grant, GrantError> {
         let amount = match self.limit {
             None => wanted.min(u64::MAX - self.used.saturating_add(self.reserved)),
             Some(limit) => {
@@ -295,44 +246,23 @@ impl Account {
         if amount == 0 {
             return Err(self.why_nothing_is_free());
         }
-        let reservation = Reservation {
-            holder: holder.to_owned(),
-            amount,
-            spent: 0,
-            use_by,
-            recalled: false,
-        };
+        let reservation = Reservation { holder: holder.to_owned(), amount, spent: 0, use_by, recalled: false };
         self.reservations.insert(id, reservation);
         self.reserved += amount;
-        Ok(Grant {
-            incarnation: self.incarnation,
-            reservation: id,
-            amount,
-            use_by,
-        })
+        Ok(Grant { incarnation: self.incarnation, reservation: id, amount, use_by })
     }
 
     fn why_nothing_is_free(&mut self) -> GrantError {
         let limit = self.limit.unwrap_or(u64::MAX);
         if self.used >= limit {
-            return GrantError::LimitReached {
-                limit,
-                used: self.used,
-            };
+            return GrantError::LimitReached { limit, used: self.used };
         }
         let recalls = self.recall();
         if !recalls.is_empty() {
             return GrantError::Recall { recalls };
         }
-        let use_by = self
-            .reservations
-            .values()
-            .map(|reservation| reservation.use_by)
-            .min();
-        GrantError::Held {
-            reserved: self.reserved,
-            use_by: use_by.unwrap_or_default(),
-        }
+        let use_by = self.reservations.values().map(|reservation| reservation.use_by).min();
+        GrantError::Held { reserved: self.reserved, use_by: use_by.unwrap_or_default() }
     }
 
     fn recall(&mut self) -> Vec<Recall> {
@@ -340,10 +270,7 @@ impl Account {
         for (id, reservation) in &mut self.reservations {
             if !reservation.recalled {
                 reservation.recalled = true;
-                recalls.push(Recall {
-                    holder: reservation.holder.clone(),
-                    reservation: *id,
-                });
+                recalls.push(Recall { holder: reservation.holder.clone(), reservation: *id });
             }
         }
         recalls
@@ -355,18 +282,9 @@ impl Account {
             return Settled::Stale;
         }
         let used_before = known.map_or(0, |known| known.used);
-        self.used = self
-            .used
-            .saturating_sub(used_before)
-            .saturating_add(report.used);
+        self.used = self.used.saturating_sub(used_before).saturating_add(report.used);
         // An empty holder is kept: its index refuses older reports.
-        self.holders.insert(
-            holder.to_owned(),
-            Holding {
-                index: report.index,
-                used: report.used,
-            },
-        );
+        self.holders.insert(holder.to_owned(), Holding { index: report.index, used: report.used });
         for (id, spent) in &report.spent {
             if let Some(reservation) = self.reservations.get_mut(id)
                 && reservation.holder == holder

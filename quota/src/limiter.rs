@@ -72,11 +72,7 @@ impl<K: Hash + Eq> Limiter<K> {
     /// A limiter whose buckets have this rate, unless a take brings its own.
     #[must_use]
     pub fn new(rate: Rate) -> Limiter<K> {
-        let shard = || Shard {
-            buckets: HashMap::new(),
-            sweep_at: MIN_SWEEP_LENGTH,
-            swept: None,
-        };
+        let shard = || Shard { buckets: HashMap::new(), sweep_at: MIN_SWEEP_LENGTH, swept: None };
         Limiter {
             rate,
             idle_after: DEFAULT_IDLE_AFTER.max(rate.refill()),
@@ -96,10 +92,7 @@ impl<K: Hash + Eq> Limiter<K> {
     pub fn with_idle_after(mut self, idle_after: Duration) -> Result<Limiter<K>, IdleError> {
         let refill = self.rate.refill();
         if idle_after < refill {
-            return Err(IdleError {
-                given: idle_after,
-                refill,
-            });
+            return Err(IdleError { given: idle_after, refill });
         }
         self.idle_after = idle_after;
         Ok(self)
@@ -148,10 +141,7 @@ impl<K: Hash + Eq> Limiter<K> {
     pub fn take_at(&self, key: K, tokens: u32, rate: Rate, now: Instant) -> Result<(), TakeError> {
         if tokens > rate.max_tokens() {
             let max_tokens = rate.max_tokens();
-            return Err(TakeError::MoreThanMax {
-                asked: tokens,
-                max_tokens,
-            });
+            return Err(TakeError::MoreThanMax { asked: tokens, max_tokens });
         }
         let mut shard = self.shard(&key);
         if let Some(bucket) = shard.buckets.get_mut(&key) {
@@ -226,28 +216,17 @@ impl<K: Hash + Eq> Limiter<K> {
         now.saturating_duration_since(bucket.updated()) >= threshold
     }
 
-    fn insert_new(
-        &self,
-        shard: &mut Shard<K>,
-        key: K,
-        bucket: Bucket,
-        now: Instant,
-    ) -> Result<(), TakeError> {
+    fn insert_new(&self, shard: &mut Shard<K>, key: K, bucket: Bucket, now: Instant) -> Result<(), TakeError> {
         if shard.buckets.len() >= shard.sweep_at {
             self.sweep(shard, now);
         }
         if self.bucket_count() >= self.max_buckets {
             let pause = self.idle_after / SWEEPS_PER_THRESHOLD;
-            if shard
-                .swept
-                .is_none_or(|swept| now.saturating_duration_since(swept) >= pause)
-            {
+            if shard.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= pause) {
                 self.sweep(shard, now);
             }
             if self.bucket_count() >= self.max_buckets {
-                return Err(TakeError::TooManyBuckets {
-                    max_buckets: self.max_buckets,
-                });
+                return Err(TakeError::TooManyBuckets { max_buckets: self.max_buckets });
             }
         }
         shard.buckets.insert(key, bucket);
@@ -262,8 +241,7 @@ impl<K: Hash + Eq> Limiter<K> {
         shard.sweep_at = (after * 2).max(MIN_SWEEP_LENGTH);
         shard.buckets.shrink_to(shard.sweep_at);
         shard.swept = Some(now);
-        self.bucket_count
-            .fetch_sub(before - after, Ordering::Relaxed);
+        self.bucket_count.fetch_sub(before - after, Ordering::Relaxed);
         before - after
     }
 }
@@ -291,9 +269,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(limiter.take_at("a", 1, limiter.rate(), now), Ok(()));
         assert_eq!(limiter.take_at("b", 1, limiter.rate(), now), Ok(()));
-        let wait = TakeError::Wait {
-            retry_after: MS * 100,
-        };
+        let wait = TakeError::Wait { retry_after: MS * 100 };
         assert_eq!(limiter.take_at("a", 1, limiter.rate(), now), Err(wait));
         assert_eq!(wait.retry_after(), Some(MS * 100));
     }
@@ -301,13 +277,7 @@ mod tests {
     #[test]
     fn a_mistake_makes_no_bucket() {
         let limiter = Limiter::new(rate(100, 1));
-        assert_eq!(
-            limiter.take("a", 2),
-            Err(TakeError::MoreThanMax {
-                asked: 2,
-                max_tokens: 1
-            })
-        );
+        assert_eq!(limiter.take("a", 2), Err(TakeError::MoreThanMax { asked: 2, max_tokens: 1 }));
         assert_eq!(limiter.bucket_count(), 0);
     }
 
@@ -318,10 +288,7 @@ mod tests {
         limiter.insert("a").unwrap();
         assert_eq!(limiter.take("a", 1), Ok(()));
         limiter.insert("a").unwrap();
-        assert!(
-            limiter.take("a", 1).unwrap_err().retry_after().is_some(),
-            "inserting does not fill"
-        );
+        assert!(limiter.take("a", 1).unwrap_err().retry_after().is_some(), "inserting does not fill");
         assert!(limiter.remove(&"a"));
         assert_eq!(limiter.take("a", 1), Err(TakeError::UnknownBucket));
     }
@@ -333,16 +300,8 @@ mod tests {
         let limiter = Limiter::new(rate).with_idle_after(MS * 200).unwrap();
         let limiter = limiter.with_unknown_buckets(UnknownBuckets::Refuse);
         limiter.insert_at("a", rate, start).unwrap();
-        assert_eq!(
-            limiter.take_at("a", 1, rate, start + MS * 199),
-            Ok(()),
-            "not idle yet"
-        );
-        assert_eq!(
-            limiter.take_at("a", 1, rate, start + MS * 398),
-            Ok(()),
-            "refreshed"
-        );
+        assert_eq!(limiter.take_at("a", 1, rate, start + MS * 199), Ok(()), "not idle yet");
+        assert_eq!(limiter.take_at("a", 1, rate, start + MS * 398), Ok(()), "refreshed");
         assert_eq!(limiter.drop_idle(start + MS * 597), 0);
         let gone = limiter.take_at("a", 1, rate, start + MS * 598);
         assert_eq!(gone, Err(TakeError::UnknownBucket));
@@ -352,13 +311,7 @@ mod tests {
     fn the_threshold_is_never_shorter_than_a_refill() {
         let limiter = || Limiter::<u32>::new(rate(100, 3));
         let refused = limiter().with_idle_after(MS * 299).unwrap_err();
-        assert_eq!(
-            refused,
-            IdleError {
-                given: MS * 299,
-                refill: MS * 300
-            }
-        );
+        assert_eq!(refused, IdleError { given: MS * 299, refill: MS * 300 });
         assert!(limiter().with_idle_after(MS * 300).is_ok());
         // A take with a slower rate keeps its bucket for as long as that one needs.
         let start = Instant::now();
@@ -374,37 +327,24 @@ mod tests {
         let rate = rate(1, 1);
         let limiter = Limiter::new(rate).with_idle_after(MS * 10).unwrap();
         for key in 0..100_000_u32 {
-            limiter
-                .take_at(key, 1, rate, start + MS * key / 100)
-                .unwrap();
+            limiter.take_at(key, 1, rate, start + MS * key / 100).unwrap();
         }
         // 1,000 are live; a shard is swept at twice what the last sweep left, and no earlier than at 64.
         let bound = (SHARD_COUNT * MIN_SWEEP_LENGTH).max(2 * 2 * 1_000);
-        assert!(
-            limiter.bucket_count() <= bound,
-            "{} buckets",
-            limiter.bucket_count()
-        );
+        assert!(limiter.bucket_count() <= bound, "{} buckets", limiter.bucket_count());
     }
 
     #[test]
     fn at_the_bound_a_new_key_is_refused_until_others_are_idle() {
         let start = Instant::now();
         let rate = rate(1, 1);
-        let limiter = Limiter::new(rate)
-            .with_idle_after(MS * 10)
-            .unwrap()
-            .with_max_buckets(1_000);
+        let limiter = Limiter::new(rate).with_idle_after(MS * 10).unwrap().with_max_buckets(1_000);
         for key in 0..1_000_u32 {
             limiter.take_at(key, 1, rate, start).unwrap();
         }
         let refused = Err(TakeError::TooManyBuckets { max_buckets: 1_000 });
         assert_eq!(limiter.take_at(1_000, 1, rate, start), refused);
-        assert_eq!(
-            limiter.take_at(0, 1, rate, start + MS),
-            Ok(()),
-            "known keys go on"
-        );
+        assert_eq!(limiter.take_at(0, 1, rate, start + MS), Ok(()), "known keys go on");
         assert_eq!(limiter.take_at(1_000, 1, rate, start + MS * 20), Ok(()));
     }
 }

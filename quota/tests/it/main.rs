@@ -49,11 +49,7 @@ fn run(limiters: &[Limiter<u8>], millis_per_token: u64, burst: u32) -> Vec<Admit
             let after = clock.fetch_add(((thread + turn) % 3) as u64, Ordering::SeqCst);
             match taken {
                 Ok(()) if turn % 2 == 0 => {
-                    admitted.push(Admitted {
-                        before,
-                        after,
-                        tokens: tokens.into(),
-                    });
+                    admitted.push(Admitted { before, after, tokens: tokens.into() });
                 }
                 Ok(()) => {}
                 Err(TakeError::Wait { retry_after }) => assert!(!retry_after.is_zero()),
@@ -63,13 +59,8 @@ fn run(limiters: &[Limiter<u8>], millis_per_token: u64, burst: u32) -> Vec<Admit
         admitted
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..8)
-            .map(|thread| scope.spawn(move || worker(thread)))
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| worker.join().unwrap())
-            .collect()
+        let workers: Vec<_> = (0..8).map(|thread| scope.spawn(move || worker(thread))).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     })
 }
 
@@ -80,10 +71,7 @@ fn no_window_lets_through_more_than_rate_times_window_plus_burst() {
         let admitted = run(&[Limiter::new(rate)], millis_per_token, burst);
         assert!(!admitted.is_empty());
         let excess = greatest_excess(&admitted, millis_per_token, burst.into());
-        assert_eq!(
-            excess, 0,
-            "{millis_per_token} ms per token, {burst} at most"
-        );
+        assert_eq!(excess, 0, "{millis_per_token} ms per token, {burst} at most");
     }
 }
 
