@@ -92,8 +92,7 @@ impl Batcher {
         self.messages += 1;
         let batch_bytes = self.write_headers(head, frame_start, body_bytes);
         self.complete_bytes = self.buffer.len();
-        let closed = self.last_messages >= limits.max_batch_messages()
-            || batch_bytes >= limits.max_batch_bytes();
+        let closed = self.last_messages >= limits.max_batch_messages() || batch_bytes >= limits.max_batch_bytes();
         self.open = !closed;
         Ok(Pushed { first: end == 0, closed })
     }

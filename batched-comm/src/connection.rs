@@ -107,15 +107,11 @@ impl Connection {
                 Idle | BackingOff { .. } | Dialling { .. } | Greeting { .. },
                 Event::Established { dialled: dialled @ Dialled::ByPeer, instance, now },
             )
-            | (Greeting { .. }, Event::Established { dialled, instance, now }) => {
-                Up { dialled, instance, since: now }
-            }
+            | (Greeting { .. }, Event::Established { dialled, instance, now }) => Up { dialled, instance, since: now },
             (Up { dialled, instance, since }, Event::Silent { now }) => {
                 Suspect { dialled, instance, up_since: since, since: now }
             }
-            (Suspect { dialled, instance, up_since, .. }, Event::Heard) => {
-                Up { dialled, instance, since: up_since }
-            }
+            (Suspect { dialled, instance, up_since, .. }, Event::Heard) => Up { dialled, instance, since: up_since },
             (Up { .. } | Suspect { .. }, Event::Down { retry_at }) => wait(0, retry_at),
             (state, event) => return Err(Illegal { state, event }),
         })
@@ -131,9 +127,7 @@ impl Connection {
     pub(crate) fn offered(&self, own_is_lower: bool, peer_instance: u64) -> Verdict {
         match *self {
             Connection::Greeting { .. } if own_is_lower => Verdict::Refuse,
-            Connection::Up { dialled: Dialled::ByUs, instance, .. }
-                if own_is_lower && instance == peer_instance =>
-            {
+            Connection::Up { dialled: Dialled::ByUs, instance, .. } if own_is_lower && instance == peer_instance => {
                 Verdict::Refuse
             }
             _ => Verdict::Accept,
@@ -154,8 +148,7 @@ mod tests {
 
     fn states(now: Instant) -> Vec<(&'static str, Connection)> {
         let up = |dialled| Connection::Up { dialled, instance: 1, since: now };
-        let suspect =
-            Connection::Suspect { dialled: Dialled::ByUs, instance: 1, up_since: now, since: now };
+        let suspect = Connection::Suspect { dialled: Dialled::ByUs, instance: 1, up_since: now, since: now };
         vec![
             ("Idle", Connection::Idle),
             ("BackingOff", Connection::BackingOff { attempt: 2, until: now }),

@@ -221,12 +221,10 @@ fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), FrameError> {
         .ok_or(FrameError::MailboxName)?;
     let body_start = body_offset(mailbox);
     let end = (body_start + body_bytes).next_multiple_of(ALIGNMENT);
-    let (Some(body), Some(rest)) = (bytes.get(body_start..body_start + body_bytes), bytes.get(end..))
-    else {
+    let (Some(body), Some(rest)) = (bytes.get(body_start..body_start + body_bytes), bytes.get(end..)) else {
         return Err(short);
     };
-    let head =
-        Head { kind, mailbox, type_number: number_u32(header, 4), call: number_u64(header, 8) };
+    let head = Head { kind, mailbox, type_number: number_u32(header, 4), call: number_u64(header, 8) };
     Ok((Frame { head, body }, rest))
 }
 

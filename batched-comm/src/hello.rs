@@ -197,10 +197,8 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encode_hello(&own(Some(0xab)), Purpose::Lane);
-        let lines: Vec<_> = bytes
-            .chunks(16)
-            .map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>())
-            .collect();
+        let lines: Vec<_> =
+            bytes.chunks(16).map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>()).collect();
         expect_test::expect![[r#"
             42436869010040000101020000000000
             ab000000000000000000000000000000
@@ -219,10 +217,7 @@ mod tests {
         let answers = [
             Ok(()),
             Err(Refusal::Duplicate),
-            Err(Refusal::OtherCluster {
-                given: own(Some(1)).cluster.unwrap(),
-                own: own(Some(7)).cluster.unwrap(),
-            }),
+            Err(Refusal::OtherCluster { given: own(Some(1)).cluster.unwrap(), own: own(Some(7)).cluster.unwrap() }),
         ];
         for answer in answers {
             let bytes = encode_answer(&own(Some(7)), answer.as_ref().copied());

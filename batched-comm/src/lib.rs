@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod endpoint;
+mod peer;
+mod bulk;
 mod link;
 mod mailbox;
 mod outbox;
@@ -9,8 +12,24 @@ mod calls;
 mod batcher;
 mod hello;
 mod frame;
-mod tls;
-mod stats;
+pub mod tls;
+pub mod stats;
 mod config;
 mod error;
 mod name;
+
+pub use rkyv;
+
+pub use bulk::{BulkListener, BulkReceiver, BulkSender, MAX_BULK_BACKLOG, MAX_BULK_HEADER_BYTES};
+pub use config::{Batching, EndpointConfig, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
+pub use endpoint::{Endpoint, MAX_PEERS};
+pub use error::{
+    BindError, BulkError, CallError, ConfigError, ConnectError, DecodeError, EncodeError, IdentityError, MailboxError,
+    Refusal, SendError,
+};
+pub use mailbox::{Incoming, MAX_MAILBOX_BYTES, MAX_MAILBOX_CAPACITY, Mailbox, ReplyHandle};
+pub use message::{Body, Message, Request, Wire, decode, encode};
+pub use name::{Address, ClusterId, MAX_MAILBOX_NAME_BYTES, MAX_NODE_NAME_BYTES, MailboxName, NameError, NodeName};
+pub use peer::{DownReason, MAX_ADDRESSES, PeerEvent, PeerState, PeerStatus};
+pub use stats::Traffic;
+pub use tls::{Identity, MemoryCa};

@@ -128,11 +128,7 @@ impl Linker {
     }
 
     /// Sends the hello and waits for its answer.
-    pub(crate) async fn greet(
-        &self,
-        reached: Reached,
-        purpose: Purpose,
-    ) -> Result<Link, ConnectError> {
+    pub(crate) async fn greet(&self, reached: Reached, purpose: Purpose) -> Result<Link, ConnectError> {
         let Reached { address, connection, names } = reached;
         let greeting = async {
             let lost = |reason: String| ConnectError::Handshake { address, reason };
@@ -149,11 +145,9 @@ impl Linker {
                 }
                 Err(ReadHello::Wrong(error)) => return Err(not_understood(address, error)),
             };
-            let (peer, answer) = hello::decode_answer(&bytes, &own)
-                .map_err(|error| not_understood(address, error))?;
+            let (peer, answer) = hello::decode_answer(&bytes, &own).map_err(|error| not_understood(address, error))?;
             answer.map_err(|refusal| ConnectError::Refused { address, refusal })?;
-            check(&own, &peer, &names)
-                .map_err(|refusal| ConnectError::Refused { address, refusal })?;
+            check(&own, &peer, &names).map_err(|refusal| ConnectError::Refused { address, refusal })?;
             Ok(Link { connection: connection.clone(), send, recv, peer, purpose })
         };
         let timed_out = ConnectError::Timeout { address, after: self.hello_timeout };
@@ -182,9 +176,7 @@ impl Linker {
             };
             let checked = match heard {
                 Ok((peer, purpose)) => check(&own, &peer, &names).map(|()| (peer, purpose)),
-                Err(HelloError::Version { given }) => {
-                    Err(Refusal::OtherVersion { given, spoken: hello::VERSION })
-                }
+                Err(HelloError::Version { given }) => Err(Refusal::OtherVersion { given, spoken: hello::VERSION }),
                 Err(HelloError::Malformed(reason)) => Err(Refusal::Malformed(reason.into())),
             };
             match checked {
@@ -261,12 +253,7 @@ fn check(own: &Introduction, peer: &Introduction, certified: &[NodeName]) -> Res
     }
 }
 
-async fn refuse(
-    connection: quinn::Connection,
-    mut send: SendStream,
-    own: &Introduction,
-    refusal: &Refusal,
-) {
+async fn refuse(connection: quinn::Connection, mut send: SendStream, own: &Introduction, refusal: &Refusal) {
     let told = async {
         send.write_all(&hello::encode_answer(own, Err(refusal))).await.ok()?;
         send.finish().ok()?;
@@ -284,9 +271,7 @@ fn not_understood(address: SocketAddr, error: HelloError) -> ConnectError {
             let refusal = Refusal::OtherVersion { given, spoken: hello::VERSION };
             ConnectError::Refused { address, refusal }
         }
-        HelloError::Malformed(reason) => {
-            ConnectError::Malformed { address, reason: reason.to_owned() }
-        }
+        HelloError::Malformed(reason) => ConnectError::Malformed { address, reason: reason.to_owned() },
     }
 }
 

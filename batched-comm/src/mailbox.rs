@@ -93,12 +93,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(
-        from: NodeName,
-        type_number: u32,
-        body: Body,
-        reply: Option<ReplyHandle>,
-    ) -> Incoming {
+    pub(crate) fn new(from: NodeName, type_number: u32, body: Body, reply: Option<ReplyHandle>) -> Incoming {
         Incoming { from, type_number, body, reply }
     }
 
@@ -282,11 +277,7 @@ pub(crate) struct Registry {
 pub(crate) struct Mailboxes<'a>(RwLockReadGuard<'a, HashMap<MailboxName, Arc<Queue>>>);
 
 impl Registry {
-    pub(crate) fn register(
-        self: &Arc<Self>,
-        name: &str,
-        capacity: usize,
-    ) -> Result<Mailbox, MailboxError> {
+    pub(crate) fn register(self: &Arc<Self>, name: &str, capacity: usize) -> Result<Mailbox, MailboxError> {
         let name: MailboxName = name.parse()?;
         if capacity == 0 || capacity > MAX_MAILBOX_CAPACITY {
             return Err(MailboxError::Capacity { given: capacity, max: MAX_MAILBOX_CAPACITY });
@@ -315,11 +306,7 @@ impl Registry {
 
 impl Mailboxes<'_> {
     /// Puts a message into its mailbox; gives whom to wake, or why not with the message.
-    pub(crate) fn deliver(
-        &self,
-        mailbox: &str,
-        incoming: Incoming,
-    ) -> Result<Option<Waker>, (Incoming, Refused)> {
+    pub(crate) fn deliver(&self, mailbox: &str, incoming: Incoming) -> Result<Option<Waker>, (Incoming, Refused)> {
         let Some(queue) = self.0.get(mailbox) else {
             return Err((incoming, Refused::UnknownMailbox));
         };

@@ -8,9 +8,9 @@ use std::ops::Deref;
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor::Error;
+use rkyv::ser::Serializer;
 use rkyv::ser::allocator::ArenaHandle;
 use rkyv::ser::sharing::Share;
-use rkyv::ser::Serializer;
 use rkyv::util::{AlignedVec, with_arena};
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -25,10 +25,7 @@ pub trait Wire:
     + Sync
     + 'static
     + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>
-    + Archive<
-        Archived: for<'a> CheckBytes<HighValidator<'a, Error>>
-                      + Deserialize<Self, HighDeserializer<Error>>,
-    >
+    + Archive<Archived: for<'a> CheckBytes<HighValidator<'a, Error>> + Deserialize<Self, HighDeserializer<Error>>>
 {
 }
 
@@ -38,10 +35,7 @@ impl<T> Wire for T where
         + Sync
         + 'static
         + for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>
-        + Archive<
-            Archived: for<'a> CheckBytes<HighValidator<'a, Error>>
-                          + Deserialize<T, HighDeserializer<Error>>,
-        >
+        + Archive<Archived: for<'a> CheckBytes<HighValidator<'a, Error>> + Deserialize<T, HighDeserializer<Error>>>
 {
 }
 
@@ -111,10 +105,8 @@ pub fn encode<T: Wire>(value: &T) -> Result<Body, EncodeError> {
 /// # Errors
 /// When the bytes are no `T`.
 pub fn decode<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
-    rkyv::from_bytes::<T, Error>(bytes).map_err(|error| DecodeError::Invalid {
-        what: std::any::type_name::<T>(),
-        reason: error.to_string(),
-    })
+    rkyv::from_bytes::<T, Error>(bytes)
+        .map_err(|error| DecodeError::Invalid { what: std::any::type_name::<T>(), reason: error.to_string() })
 }
 
 /// Appends the value to `buffer`, whose length is a multiple of 16. After an error or a panic of the
@@ -122,8 +114,7 @@ pub fn decode<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
 pub(crate) fn encode_into<T: Wire>(value: &T, buffer: &mut AlignedVec) -> Result<(), EncodeError> {
     with_arena(|arena| {
         let start = buffer.len();
-        let serializer =
-            Serializer::new(std::mem::take(buffer), arena.acquire(), Share::new());
+        let serializer = Serializer::new(std::mem::take(buffer), arena.acquire(), Share::new());
         let mut lent = Lent { serializer: Some(serializer), buffer, start, complete: false };
         let Some(serializer) = lent.serializer.as_mut() else { return Ok(()) };
         rkyv::api::serialize_using::<_, Error>(value, serializer)

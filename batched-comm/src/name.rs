@@ -110,19 +110,12 @@ pub enum NameError {
     },
 }
 
-fn check(
-    what: &'static str,
-    text: &str,
-    max_bytes: usize,
-    allowed: &'static str,
-) -> Result<Arc<str>, NameError> {
+fn check(what: &'static str, text: &str, max_bytes: usize, allowed: &'static str) -> Result<Arc<str>, NameError> {
     if text.is_empty() || text.len() > max_bytes {
         return Err(NameError::Length { what, given_bytes: text.len(), max_bytes });
     }
     match text.chars().find(|c| !c.is_ascii_alphanumeric() && !allowed.contains(*c)) {
-        Some(character) => {
-            Err(NameError::Character { what, given: text.to_owned(), character, allowed })
-        }
+        Some(character) => Err(NameError::Character { what, given: text.to_owned(), character, allowed }),
         None => Ok(text.into()),
     }
 }

@@ -98,9 +98,7 @@ impl Outbox {
         let mut state = self.state();
         let max_queued_bytes = match urgency {
             Urgency::Message if state.lane.is_some() => self.max_queued_bytes,
-            Urgency::Answer { lane } if state.lane == Some(lane) => {
-                self.max_queued_bytes * REPLY_RESERVE_FACTOR
-            }
+            Urgency::Answer { lane } if state.lane == Some(lane) => self.max_queued_bytes * REPLY_RESERVE_FACTOR,
             Urgency::Message | Urgency::Answer { .. } => return Err(PushError::NoLane),
         };
         if state.batcher.queued_bytes() >= max_queued_bytes {
@@ -139,6 +137,19 @@ impl Outbox {
                 Err(PushError::Full) => room.await,
                 done => return done,
             }
+        }
+    }
+
+    /// Returns when there is room, or no lane.
+    pub(crate) async fn room(&self) {
+        let mut room = std::pin::pin!(self.room.notified());
+        room.as_mut().enable();
+        let full = {
+            let state = self.state();
+            state.lane.is_some() && state.batcher.queued_bytes() >= self.max_queued_bytes
+        };
+        if full {
+            room.await;
         }
     }
 

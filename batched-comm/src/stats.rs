@@ -99,8 +99,7 @@ pub(crate) struct Stats {
 
 impl Stats {
     pub(crate) fn new(peer: &NodeName) -> Stats {
-        let count =
-            |name: &'static str| Count::new(metrics::counter!(name, "peer" => peer.to_string()));
+        let count = |name: &'static str| Count::new(metrics::counter!(name, "peer" => peer.to_string()));
         Stats {
             messages_sent: count(MESSAGES_SENT),
             batches_sent: count(BATCHES_SENT),

@@ -20,8 +20,8 @@ use std::time::SystemTime;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
 };
 use ring::{digest, hkdf, hmac};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -122,11 +122,7 @@ impl Identity {
         certificates: Vec<CertificateDer<'static>>,
         path: &Path,
     ) -> Result<Identity, IdentityError> {
-        let content = |reason: String| IdentityError::Content {
-            path: path.to_owned(),
-            what: "certificate",
-            reason,
-        };
+        let content = |reason: String| IdentityError::Content { path: path.to_owned(), what: "certificate", reason };
         let mut roots = RootCertStore::empty();
         for certificate in certificates {
             roots.add(certificate).map_err(|error| content(error.to_string()))?;
@@ -137,9 +133,8 @@ impl Identity {
             let found = found.iter().map(NodeName::to_string).collect();
             return Err(IdentityError::OtherName { path: path.to_owned(), found, expected: name });
         }
-        verify_chain(first, rest, &roots, UnixTime::now()).map_err(|error| {
-            IdentityError::NotIssued { name: name.clone(), reason: error.to_string() }
-        })?;
+        verify_chain(first, rest, &roots, UnixTime::now())
+            .map_err(|error| IdentityError::NotIssued { name: name.clone(), reason: error.to_string() })?;
         rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
             .map_err(|error| content(format!("it does not fit its key: {error}")))?;
         let inner = Inner { name, chain, key, roots: Arc::new(roots) };
@@ -150,9 +145,8 @@ impl Identity {
     pub(crate) fn server_config(&self) -> Result<quinn::ServerConfig, BindError> {
         let provider = provider();
         let roots = self.inner.roots.clone();
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(tls_error)?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().map_err(tls_error)?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls_error)?
@@ -256,10 +250,7 @@ pub(crate) fn peer_names(connection: &quinn::Connection) -> Vec<NodeName> {
 /// The nodes' names in a certificate.
 fn names_in(certificate: &CertificateDer<'_>) -> Vec<NodeName> {
     let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return Vec::new() };
-    certificate
-        .valid_uri_names()
-        .filter_map(|uri| uri.strip_prefix(URI_SCHEME)?.parse().ok())
-        .collect()
+    certificate.valid_uri_names().filter_map(|uri| uri.strip_prefix(URI_SCHEME)?.parse().ok()).collect()
 }
 
 /// Accepts every certificate by the CA; the caller reads the name from it and compares.
@@ -357,13 +348,7 @@ fn verify_chain(
 ) -> Result<(), rustls::Error> {
     let algorithms = provider().signature_verification_algorithms;
     let certificate = ParsedCertificate::try_from(end_entity)?;
-    rustls::client::verify_server_cert_signed_by_trust_anchor(
-        &certificate,
-        roots,
-        intermediates,
-        now,
-        algorithms.all,
-    )
+    rustls::client::verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, algorithms.all)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -478,8 +463,7 @@ fn node_certificate(
     }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     valid_for(&mut params, NODE_YEARS);
     let ca = ca_params(ca_key);
@@ -502,10 +486,7 @@ fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, IdentityError> {
     })
 }
 
-fn read_certificates(
-    path: &Path,
-    hint: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+fn read_certificates(path: &Path, hint: &'static str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let content = |reason| IdentityError::Content { path: path.to_owned(), what: "certificate", reason };
     let pem = read(path, hint)?;
     let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
@@ -536,9 +517,7 @@ fn publish(path: &Path, content: &[u8], replace: Replace) -> Result<(), Identity
     let published = written.and_then(|()| match replace {
         Replace::Yes => fs::rename(&draft, path).map_err(|source| failed("create", source)),
         Replace::Never => match fs::hard_link(&draft, path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                Err(failed("create", source))
-            }
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(failed("create", source)),
             _ => Ok(()),
         },
     });
@@ -561,8 +540,7 @@ fn write_file(path: &Path, content: &[u8], secret: bool) -> io::Result<()> {
 }
 
 fn create_dir(dir: &Path) -> Result<(), IdentityError> {
-    fs::create_dir_all(dir)
-        .map_err(|source| IdentityError::File { action: "create", path: dir.to_owned(), source })
+    fs::create_dir_all(dir).map_err(|source| IdentityError::File { action: "create", path: dir.to_owned(), source })
 }
 
 fn issue_error(error: rcgen::Error) -> IdentityError {

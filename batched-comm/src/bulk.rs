@@ -1,0 +1,516 @@
+//! Large transfers, on a second connection that is made on demand. **A format.**
+//!
+//! On the lane they would take a call's p50 from microseconds to tens of milliseconds. One transfer is one
+//! bidirectional stream:
+//!
+//! ```text
+//! there: version u8 | mailbox_bytes u8 | 0 u16 | header_bytes u32, mailbox, header, the bytes, FIN
+//! back:  status u8 | 0 u8 x3 | reply_bytes u32, reply, FIN
+//! ```
+//!
+//! A transfer that is given up is *reset* on both sides, so that its receiver never takes half of it for
+//! the whole: only FIN is an end.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream, VarInt, WriteError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::config::MAX_MESSAGE_BYTES;
+use crate::error::{BulkError, MailboxError};
+use crate::link::{Close, describe};
+use crate::name::{MailboxName, NodeName};
+
+/// A transfer's header is at most this long.
+pub const MAX_BULK_HEADER_BYTES: usize = 64 * 1024;
+
+/// A listener has at most this many transfers waiting.
+pub const MAX_BULK_BACKLOG: usize = 1024;
+
+const VERSION: u8 = 1;
+const FIXED_BYTES: usize = 8;
+/// The most that is handed out at once.
+const MAX_CHUNK_BYTES: usize = 256 * 1024;
+/// Chunks on their way between two ends in one process.
+const LOCAL_CHUNKS: usize = 8;
+/// How long the header of a transfer may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection is kept when no transfer uses it.
+const LINGER: Duration = Duration::from_secs(5);
+/// The code of a stream that was given up.
+const ABORTED: VarInt = VarInt::from_u32(1);
+
+/// What the receiver says in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Status {
+    Done = 0,
+    UnknownMailbox = 1,
+    Busy = 2,
+    Malformed = 3,
+}
+
+/// The sending end of a transfer. Dropping it before `finish` gives the transfer up, and the receiver
+/// learns it.
+#[derive(Debug)]
+pub struct BulkSender {
+    way: SenderWay,
+    mailbox: MailboxName,
+}
+
+#[derive(Debug)]
+enum SenderWay {
+    Remote { send: SendStream, recv: RecvStream, _use: Use },
+    Local { chunks: mpsc::Sender<LocalChunk>, reply: oneshot::Receiver<Bytes> },
+}
+
+/// What goes between two ends in one process; without `End`, a closed channel is a transfer given up.
+#[derive(Debug)]
+enum LocalChunk {
+    Bytes(Bytes),
+    End,
+}
+
+impl BulkSender {
+    /// Sends `chunk`, waiting while the receiver is slower. Chunks may arrive cut differently.
+    ///
+    /// # Errors
+    /// When the receiver refused or gave up, or the connection is lost.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), BulkError> {
+        match &mut self.way {
+            SenderWay::Remote { send, recv, .. } => match send.write_chunk(chunk).await {
+                Ok(()) => Ok(()),
+                // Whoever stops reading may have said why.
+                Err(WriteError::Stopped(_)) => {
+                    Err(read_reply(recv, &self.mailbox).await.err().unwrap_or(BulkError::Aborted))
+                }
+                Err(error) => Err(write_error(error)),
+            },
+            SenderWay::Local { chunks, .. } => {
+                chunks.send(LocalChunk::Bytes(chunk)).await.map_err(|_| BulkError::Aborted)
+            }
+        }
+    }
+
+    /// Says that this was all, and waits for the receiver's reply.
+    ///
+    /// # Errors
+    /// When the receiver refused or gave up, or the connection is lost: the transfer may have arrived.
+    pub async fn finish(mut self) -> Result<Bytes, BulkError> {
+        match &mut self.way {
+            SenderWay::Remote { send, recv, .. } => {
+                // Fails when the receiver has stopped reading; its reply says why.
+                let _ = send.finish();
+                read_reply(recv, &self.mailbox).await
+            }
+            SenderWay::Local { chunks, reply } => {
+                // Fails when the receiver is gone; then there is no reply either.
+                let _ = chunks.send(LocalChunk::End).await;
+                reply.await.map_err(|_| BulkError::Aborted)
+            }
+        }
+    }
+}
+
+impl Drop for BulkSender {
+    fn drop(&mut self) {
+        if let SenderWay::Remote { send, recv, .. } = &mut self.way {
+            // Dropping alone would finish the stream, and half a transfer would look whole. After
+            // `finish` and its reply, nothing is left to reset.
+            let _ = send.reset(ABORTED);
+            let _ = recv.stop(ABORTED);
+        }
+    }
+}
+
+/// The receiving end of a transfer. Dropping it without a reply tells the sender that it was given up.
+#[derive(Debug)]
+pub struct BulkReceiver {
+    /// The node that sends.
+    pub from: NodeName,
+    /// What the sender says of the transfer.
+    pub header: Bytes,
+    way: ReceiverWay,
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum ReceiverWay {
+    Remote { send: SendStream, recv: RecvStream, replied: bool },
+    Local { chunks: mpsc::Receiver<LocalChunk>, reply: Option<oneshot::Sender<Bytes>> },
+}
+
+impl BulkReceiver {
+    /// The next bytes; `None` after the last ones. Chunks come in order, cut as it suits QUIC.
+    ///
+    /// # Errors
+    /// When the sender gave up or the connection is lost: what has come is not the whole.
+    pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, BulkError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let chunk = match &mut self.way {
+            ReceiverWay::Remote { recv, .. } => {
+                let chunk = recv.read_chunk(MAX_CHUNK_BYTES, true).await.map_err(read_error)?;
+                chunk.map(|chunk| chunk.bytes)
+            }
+            ReceiverWay::Local { chunks, .. } => match chunks.recv().await {
+                Some(LocalChunk::Bytes(bytes)) => Some(bytes),
+                Some(LocalChunk::End) => None,
+                None => return Err(BulkError::Aborted),
+            },
+        };
+        self.ended = chunk.is_none();
+        Ok(chunk)
+    }
+
+    /// Replies, which ends the transfer; what was not read is thrown away.
+    ///
+    /// # Errors
+    /// When the sender or the connection is gone, or the reply is over 8 MiB.
+    pub async fn reply(mut self, reply: &[u8]) -> Result<(), BulkError> {
+        let ended = self.ended;
+        match &mut self.way {
+            ReceiverWay::Remote { send, recv, replied } => {
+                *replied = true;
+                if !ended {
+                    let _ = recv.stop(ABORTED);
+                }
+                write_reply(send, Status::Done, reply).await
+            }
+            ReceiverWay::Local { reply: sender, .. } => {
+                let sender = sender.take().ok_or(BulkError::Aborted)?;
+                sender.send(Bytes::copy_from_slice(reply)).map_err(|_| BulkError::Aborted)
+            }
+        }
+    }
+}
+
+impl Drop for BulkReceiver {
+    fn drop(&mut self) {
+        if let ReceiverWay::Remote { send, recv, replied: false } = &mut self.way {
+            let _ = send.reset(ABORTED);
+            let _ = recv.stop(ABORTED);
+        }
+    }
+}
+
+/// Takes the transfers that are sent to its name. Dropping it gives the name back.
+#[derive(Debug)]
+pub struct BulkListener {
+    name: MailboxName,
+    incoming: mpsc::Receiver<BulkReceiver>,
+    registry: Arc<BulkRegistry>,
+}
+
+impl BulkListener {
+    /// The next transfer; `None` when the endpoint is shut down.
+    pub async fn accept(&mut self) -> Option<BulkReceiver> {
+        self.incoming.recv().await
+    }
+}
+
+impl Drop for BulkListener {
+    fn drop(&mut self) {
+        self.incoming.close();
+        let mut listeners = self.registry.lock();
+        if listeners.get(&self.name).is_some_and(mpsc::Sender::is_closed) {
+            listeners.remove(&self.name);
+        }
+    }
+}
+
+/// The listeners of an endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct BulkRegistry {
+    listeners: Mutex<HashMap<MailboxName, mpsc::Sender<BulkReceiver>>>,
+}
+
+impl BulkRegistry {
+    pub(crate) fn register(self: &Arc<Self>, name: &str, capacity: usize) -> Result<BulkListener, MailboxError> {
+        let name: MailboxName = name.parse()?;
+        if capacity == 0 || capacity > MAX_BULK_BACKLOG {
+            return Err(MailboxError::Capacity { given: capacity, max: MAX_BULK_BACKLOG });
+        }
+        let mut listeners = self.lock();
+        if listeners.contains_key(&name) {
+            return Err(MailboxError::Exists { name: name.to_string() });
+        }
+        let (sender, incoming) = mpsc::channel(capacity);
+        listeners.insert(name.clone(), sender);
+        Ok(BulkListener { name, incoming, registry: self.clone() })
+    }
+
+    /// No listener takes any more.
+    pub(crate) fn close(&self) {
+        self.lock().clear();
+    }
+
+    /// A transfer within this process.
+    pub(crate) fn open_local(
+        &self,
+        own: &NodeName,
+        mailbox: &MailboxName,
+        header: &[u8],
+    ) -> Result<BulkSender, BulkError> {
+        check_header(header)?;
+        let (chunks, incoming) = mpsc::channel(LOCAL_CHUNKS);
+        let (reply_sender, reply) = oneshot::channel();
+        let way = ReceiverWay::Local { chunks: incoming, reply: Some(reply_sender) };
+        let header = Bytes::copy_from_slice(header);
+        let receiver = BulkReceiver { from: own.clone(), header, way, ended: false };
+        match self.deliver(mailbox, receiver) {
+            Ok(()) => Ok(BulkSender { way: SenderWay::Local { chunks, reply }, mailbox: mailbox.clone() }),
+            Err((_, status)) => Err(refused(status, mailbox)),
+        }
+    }
+
+    fn deliver(&self, mailbox: &MailboxName, receiver: BulkReceiver) -> Result<(), (Box<BulkReceiver>, Status)> {
+        let listeners = self.lock();
+        let Some(listener) = listeners.get(mailbox) else {
+            return Err((Box::new(receiver), Status::UnknownMailbox));
+        };
+        listener.try_send(receiver).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(receiver) => (Box::new(receiver), Status::Busy),
+            mpsc::error::TrySendError::Closed(receiver) => (Box::new(receiver), Status::UnknownMailbox),
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MailboxName, mpsc::Sender<BulkReceiver>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves the transfers of one connection until it ends.
+pub(crate) async fn serve(connection: quinn::Connection, from: NodeName, registry: Arc<BulkRegistry>) {
+    let mut transfers = JoinSet::new();
+    // As many at once as QUIC allows streams.
+    while let Ok((send, recv)) = connection.accept_bi().await {
+        while transfers.try_join_next().is_some() {}
+        transfers.spawn(receive(send, recv, from.clone(), registry.clone()));
+    }
+}
+
+async fn receive(mut send: SendStream, mut recv: RecvStream, from: NodeName, registry: Arc<BulkRegistry>) {
+    let (mailbox, header) = match timeout(HEADER_TIMEOUT, read_header(&mut recv)).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(BulkError::Malformed { reason })) => {
+            tracing::warn!(peer = %from, reason, "a bulk transfer was refused");
+            let _ = recv.stop(ABORTED);
+            let _ = write_reply(&mut send, Status::Malformed, reason.as_bytes()).await;
+            return;
+        }
+        Ok(Err(_)) | Err(_) => {
+            let _ = send.reset(ABORTED);
+            let _ = recv.stop(ABORTED);
+            return;
+        }
+    };
+    let way = ReceiverWay::Remote { send, recv, replied: false };
+    let receiver = BulkReceiver { from, header, way, ended: false };
+    if let Err((mut receiver, status)) = registry.deliver(&mailbox, receiver)
+        && let ReceiverWay::Remote { send, recv, replied } = &mut receiver.way
+    {
+        *replied = true;
+        // The reply first: the sender looks for it when it is stopped.
+        let _ = write_reply(send, status, b"").await;
+        let _ = recv.stop(ABORTED);
+    }
+}
+
+/// The second connection to one peer, while it is used.
+#[derive(Default)]
+pub(crate) struct BulkLink {
+    connection: tokio::sync::Mutex<Option<quinn::Connection>>,
+    uses: Arc<Uses>,
+}
+
+#[derive(Debug)]
+struct Uses {
+    started: Instant,
+    running: AtomicU64,
+    /// When the last one ended, in milliseconds after `started`.
+    last_end_ms: AtomicU64,
+}
+
+impl Default for Uses {
+    fn default() -> Self {
+        Uses { started: Instant::now(), running: AtomicU64::new(0), last_end_ms: AtomicU64::new(0) }
+    }
+}
+
+/// Keeps the connection while it lives.
+#[derive(Debug)]
+struct Use(Arc<Uses>);
+
+impl Use {
+    fn new(uses: &Arc<Uses>) -> Use {
+        uses.running.fetch_add(1, Ordering::SeqCst);
+        Use(uses.clone())
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let ms = self.0.started.elapsed().as_millis() as u64;
+        self.0.last_end_ms.store(ms, Ordering::SeqCst);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl BulkLink {
+    /// Begins a transfer; `connect` makes the connection when there is none.
+    pub(crate) async fn open<C>(
+        &self,
+        mailbox: &MailboxName,
+        header: &[u8],
+        connect: impl FnOnce() -> C,
+    ) -> Result<BulkSender, BulkError>
+    where
+        C: Future<Output = Result<quinn::Connection, BulkError>>,
+    {
+        check_header(header)?;
+        let this_use = Use::new(&self.uses);
+        let mut slot = self.connection.lock().await;
+        let connection = match slot.as_ref().filter(|there| there.close_reason().is_none()) {
+            Some(connection) => connection.clone(),
+            None => slot.insert(connect().await?).clone(),
+        };
+        drop(slot);
+        let opened = connection.open_bi().await;
+        let (send, recv) = opened.map_err(|e| BulkError::Lost { reason: describe(&e) })?;
+        let way = SenderWay::Remote { send, recv, _use: this_use };
+        let mut sender = BulkSender { way, mailbox: mailbox.clone() };
+        let name = mailbox.as_str();
+        let mut bytes = Vec::with_capacity(FIXED_BYTES + name.len() + header.len());
+        // Both lengths were checked: 64 bytes and 64 KiB.
+        bytes.extend_from_slice(&[VERSION, name.len() as u8, 0, 0]);
+        bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.extend_from_slice(header);
+        sender.write(bytes.into()).await?;
+        Ok(sender)
+    }
+
+    /// Closes the connection when nobody has used it for a while.
+    pub(crate) fn sweep(&self) {
+        let uses = &self.uses;
+        let last_end = Duration::from_millis(uses.last_end_ms.load(Ordering::SeqCst));
+        let idle =
+            uses.running.load(Ordering::SeqCst) == 0 && uses.started.elapsed().saturating_sub(last_end) >= LINGER;
+        if idle {
+            self.close(Close::Normal);
+        }
+    }
+
+    /// Closes the connection; running transfers are lost.
+    pub(crate) fn close(&self, why: Close) {
+        // Whoever holds the lock is just opening a transfer, and will see what becomes of it.
+        if let Ok(mut slot) = self.connection.try_lock()
+            && let Some(connection) = slot.take()
+        {
+            connection.close(why.code(), b"");
+        }
+    }
+}
+
+fn check_header(header: &[u8]) -> Result<(), BulkError> {
+    if header.len() <= MAX_BULK_HEADER_BYTES {
+        return Ok(());
+    }
+    Err(BulkError::HeaderTooLarge { given_bytes: header.len(), max_bytes: MAX_BULK_HEADER_BYTES })
+}
+
+async fn read_header(recv: &mut RecvStream) -> Result<(MailboxName, Bytes), BulkError> {
+    let malformed = |reason: String| BulkError::Malformed { reason };
+    let mut fixed = [0; FIXED_BYTES];
+    recv.read_exact(&mut fixed).await.map_err(read_exact_error)?;
+    if fixed[0] != VERSION {
+        return Err(malformed(format!("version {} is not known, {VERSION} is", fixed[0])));
+    }
+    let header_bytes = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
+    if header_bytes > MAX_BULK_HEADER_BYTES {
+        return Err(malformed(format!(
+            "a header of {header_bytes} bytes: at most {MAX_BULK_HEADER_BYTES} are allowed"
+        )));
+    }
+    let mut name = vec![0; usize::from(fixed[1])];
+    recv.read_exact(&mut name).await.map_err(read_exact_error)?;
+    let name = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok());
+    let name = name.ok_or_else(|| malformed("the mailbox's name is not one".into()))?;
+    let mut header = vec![0; header_bytes];
+    recv.read_exact(&mut header).await.map_err(read_exact_error)?;
+    Ok((name, header.into()))
+}
+
+async fn write_reply(send: &mut SendStream, status: Status, reply: &[u8]) -> Result<(), BulkError> {
+    if reply.len() > MAX_MESSAGE_BYTES {
+        let _ = send.reset(ABORTED);
+        let reason = format!("a reply of {} bytes: at most {MAX_MESSAGE_BYTES}", reply.len());
+        return Err(BulkError::Malformed { reason });
+    }
+    let mut fixed = [status as u8, 0, 0, 0, 0, 0, 0, 0];
+    fixed[4..].copy_from_slice(&(reply.len() as u32).to_le_bytes());
+    send.write_all(&fixed).await.map_err(write_error)?;
+    send.write_all(reply).await.map_err(write_error)?;
+    send.finish().map_err(|_| BulkError::Aborted)
+}
+
+async fn read_reply(recv: &mut RecvStream, mailbox: &MailboxName) -> Result<Bytes, BulkError> {
+    let mut fixed = [0; FIXED_BYTES];
+    recv.read_exact(&mut fixed).await.map_err(read_exact_error)?;
+    let reply_bytes = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
+    if reply_bytes > MAX_MESSAGE_BYTES {
+        return Err(BulkError::Malformed { reason: format!("a reply of {reply_bytes} bytes") });
+    }
+    let reply = recv.read_to_end(reply_bytes).await.map_err(|error| match error {
+        quinn::ReadToEndError::Read(error) => read_error(error),
+        quinn::ReadToEndError::TooLong => BulkError::Malformed { reason: "the reply is longer than it says".into() },
+    })?;
+    match fixed[0] {
+        0 if reply.len() == reply_bytes => Ok(reply.into()),
+        0 => Err(BulkError::Malformed { reason: "the reply is shorter than it says".into() }),
+        1 => Err(refused(Status::UnknownMailbox, mailbox)),
+        2 => Err(refused(Status::Busy, mailbox)),
+        _ => Err(BulkError::Malformed { reason: String::from_utf8_lossy(&reply).into_owned() }),
+    }
+}
+
+fn refused(status: Status, mailbox: &MailboxName) -> BulkError {
+    let mailbox = mailbox.to_string();
+    match status {
+        Status::UnknownMailbox => BulkError::UnknownMailbox { mailbox },
+        Status::Busy => BulkError::Busy { mailbox },
+        Status::Done | Status::Malformed => BulkError::Aborted,
+    }
+}
+
+fn write_error(error: WriteError) -> BulkError {
+    match error {
+        WriteError::ConnectionLost(error) => BulkError::Lost { reason: describe(&error) },
+        WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected => BulkError::Aborted,
+    }
+}
+
+fn read_error(error: quinn::ReadError) -> BulkError {
+    match error {
+        quinn::ReadError::ConnectionLost(error) => BulkError::Lost { reason: describe(&error) },
+        quinn::ReadError::Reset(_)
+        | quinn::ReadError::ClosedStream
+        | quinn::ReadError::IllegalOrderedRead
+        | quinn::ReadError::ZeroRttRejected => BulkError::Aborted,
+    }
+}
+
+fn read_exact_error(error: quinn::ReadExactError) -> BulkError {
+    match error {
+        quinn::ReadExactError::FinishedEarly(_) => BulkError::Aborted,
+        quinn::ReadExactError::ReadError(error) => read_error(error),
+    }
+}

@@ -1,0 +1,415 @@
+//! The task of one peer: connects, watches, ends lanes in order.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+
+use super::{DownReason, LaneState, Offer, Peer, PeerEvent, PeerState, Stop, Wanted, lane};
+use crate::config::EndpointConfig;
+use crate::connection::{Connection, Dialled, Event, Verdict, backoff};
+use crate::error::{ConnectError, Refusal};
+use crate::hello::Purpose;
+use crate::link::{Close, Link, Linker, Reached};
+use crate::mailbox::{Answer, Registry};
+
+/// How often silence is looked for.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// The least time between two looks through the table of calls.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
+/// How long an orderly end may take to send what is left.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a driver works with.
+pub(crate) struct Parts {
+    pub(crate) linker: Arc<Linker>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) events: broadcast::Sender<PeerEvent>,
+    pub(crate) config: EndpointConfig,
+}
+
+/// The task of one peer.
+pub(crate) struct Driver {
+    peer: Arc<Peer>,
+    parts: Parts,
+    own_is_lower: bool,
+    wanted: watch::Receiver<Wanted>,
+    offers: mpsc::Receiver<Offer>,
+    connection: Connection,
+    /// Lanes so far: the number of the current one.
+    lanes: u64,
+    /// Addresses are tried in turn.
+    next_address: usize,
+}
+
+/// What came of a step towards a connection.
+enum Step {
+    Reached(Reached),
+    Greeted(Box<Link>),
+    Failed(ConnectError),
+}
+
+type Dial = Pin<Box<dyn Future<Output = Step> + Send>>;
+
+/// A link whose hello was answered.
+struct Established {
+    link: Link,
+    dialled: Dialled,
+}
+
+/// What ends a lane.
+enum End {
+    /// The peer dialled anew.
+    Replaced(Box<Offer>),
+    Down(DownReason),
+    Stop(Stop),
+}
+
+impl Driver {
+    pub(crate) fn new(peer: Arc<Peer>, offers: mpsc::Receiver<Offer>, parts: Parts, own_is_lower: bool) -> Driver {
+        let wanted = peer.wanted.subscribe();
+        Driver { peer, parts, own_is_lower, wanted, offers, connection: Connection::Idle, lanes: 0, next_address: 0 }
+    }
+
+    /// Runs until the peer is removed or the endpoint shut down.
+    pub(crate) async fn run(mut self) {
+        while let Some(mut established) = self.establish().await {
+            loop {
+                let end = self.serve(established).await;
+                let Some(End::Replaced(offer)) = end else { break };
+                match self.take(*offer).await {
+                    Some(next) => established = next,
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// A connection, dialled from either side; `None` to stop.
+    async fn establish(&mut self) -> Option<Established> {
+        let mut dial: Option<Dial> = None;
+        loop {
+            if self.wanted.borrow_and_update().stop.is_some() {
+                return None;
+            }
+            let dial_at = self.dial_at();
+            tokio::select! {
+                Some(offer) = self.offers.recv() => {
+                    let Some(offer) = self.judge(offer) else { continue };
+                    // Dropping the dialling closes what it has: the two must not both be taken.
+                    let dialling = dial.take().is_some();
+                    if let Some(established) = self.take(offer).await {
+                        return Some(established);
+                    }
+                    if dialling {
+                        let retry_at = self.retry_at();
+                        self.advance(Event::Failed { retry_at });
+                    }
+                }
+                () = sleep_until(dial_at.unwrap_or_else(Instant::now).into()), if dial_at.is_some() => {
+                    self.advance(Event::Dial);
+                    dial = Some(self.reach());
+                }
+                step = progress(&mut dial), if dial.is_some() => match step {
+                    Step::Reached(reached) => {
+                        self.advance(Event::Reached);
+                        dial = Some(self.greet(reached));
+                    }
+                    Step::Greeted(link) => {
+                        return Some(Established { link: *link, dialled: Dialled::ByUs });
+                    }
+                    Step::Failed(error) => {
+                        dial = None;
+                        tracing::debug!(peer = %self.peer.name, %error, "dialling failed");
+                        self.peer.status().last_error = Some(error.to_string());
+                        let retry_at = self.retry_at();
+                        self.advance(Event::Failed { retry_at });
+                    }
+                },
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return None;
+                    }
+                    self.next_address = 0;
+                    if let Connection::BackingOff { until, .. } = &mut self.connection {
+                        // New addresses are tried at once.
+                        *until = Instant::now();
+                    }
+                }
+            }
+        }
+    }
+
+    /// When to dial; `None` while dialling, or without an address.
+    fn dial_at(&self) -> Option<Instant> {
+        let has_address = !self.wanted.borrow().addresses.is_empty();
+        match &self.connection {
+            Connection::Idle if has_address => Some(Instant::now()),
+            Connection::BackingOff { until, .. } if has_address => Some(*until),
+            _ => None,
+        }
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        let config = &self.parts.config;
+        let wait =
+            backoff(self.connection.attempt(), config.lower_backoff(), config.upper_backoff(), rand::random::<f64>());
+        (!self.wanted.borrow().addresses.is_empty()).then(|| Instant::now() + wait)
+    }
+
+    fn next_address(&mut self) -> Option<SocketAddr> {
+        let addresses = &self.wanted.borrow().addresses;
+        let address = addresses.get(self.next_address % addresses.len().max(1)).copied();
+        self.next_address = self.next_address.wrapping_add(1);
+        address
+    }
+
+    fn reach(&mut self) -> Dial {
+        let address = self.next_address();
+        let (linker, name) = (self.parts.linker.clone(), self.peer.name.clone());
+        Box::pin(async move {
+            // Dialling begins only with an address; if it has just been taken away, the attempt fails.
+            let Some(address) = address else { return Step::Failed(ConnectError::ShutDown) };
+            match linker.reach(address, Some(&name)).await {
+                Ok(reached) => Step::Reached(reached),
+                Err(error) => Step::Failed(error),
+            }
+        })
+    }
+
+    fn greet(&self, reached: Reached) -> Dial {
+        let linker = self.parts.linker.clone();
+        Box::pin(async move {
+            match linker.greet(reached, Purpose::Lane).await {
+                Ok(link) => Step::Greeted(Box::new(link)),
+                Err(error) => Step::Failed(error),
+            }
+        })
+    }
+
+    /// Whether to take what the peer dialled; when not, it goes back to be told.
+    fn judge(&self, offer: Offer) -> Option<Offer> {
+        let verdict = self.connection.offered(self.own_is_lower, offer.link.peer.instance);
+        if verdict == Verdict::Accept {
+            return Some(offer);
+        }
+        // Whoever waits for it has given up when this fails.
+        let _ = offer.refused.send((offer.link, Refusal::Duplicate));
+        None
+    }
+
+    async fn take(&self, offer: Offer) -> Option<Established> {
+        let mut link = offer.link;
+        if self.parts.linker.accept(&mut link).await {
+            return Some(Established { link, dialled: Dialled::ByPeer });
+        }
+        None
+    }
+
+    /// Runs a lane from its beginning to its end.
+    async fn serve(&mut self, established: Established) -> Option<End> {
+        let Established { link, dialled } = established;
+        let Link { connection, send, recv, peer: introduction, .. } = link;
+        let instance = introduction.instance;
+        self.lanes += 1;
+        self.advance(Event::Established { dialled, instance, now: Instant::now() });
+        {
+            let mut status = self.peer.status();
+            status.last_address = Some(connection.remote_address());
+            status.instance = Some(instance);
+            status.last_error = None;
+        }
+        self.peer.stats.connected();
+        self.peer.outbox.open(self.lanes);
+        self.peer.lane_state.send_replace(LaneState::Up);
+        self.publish(PeerEvent::Up { peer: self.peer.name.clone(), instance });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(lane::write(send, self.peer.clone(), self.lanes));
+        let registry = self.parts.registry.clone();
+        tasks.spawn(lane::read(recv, self.peer.clone(), registry, self.lanes));
+        let end = self.watch(&connection, introduction.cluster, &mut tasks).await;
+        self.end_lane(&connection, tasks, &end).await;
+        Some(end)
+    }
+
+    /// Watches a lane until something ends it.
+    async fn watch(
+        &mut self,
+        connection: &quinn::Connection,
+        peer_cluster: Option<crate::name::ClusterId>,
+        tasks: &mut JoinSet<DownReason>,
+    ) -> End {
+        let mut ticks = interval(WATCH_INTERVAL.min(self.parts.config.suspect_after() / 4));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Heard { datagrams: 0, at: Instant::now() };
+        let mut last_sweep = Instant::now();
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            if let Some(stop) = wanted.stop {
+                return End::Stop(stop);
+            }
+            if let (Some(own), Some(peer)) = (wanted.cluster, peer_cluster)
+                && own != peer
+            {
+                return End::Down(DownReason::OtherCluster);
+            }
+            let sweep_at = self.peer.calls().next_deadline();
+            let sweep_at = sweep_at.map(|at| at.max(last_sweep + SWEEP_INTERVAL));
+            let sweep = sleep_until(sweep_at.unwrap_or(last_sweep).into());
+            tokio::select! {
+                ended = tasks.join_next() => {
+                    let lost = DownReason::Lost { reason: "a task of the lane failed".into() };
+                    return End::Down(ended.and_then(Result::ok).unwrap_or(lost));
+                }
+                Some(offer) = self.offers.recv() => {
+                    if let Some(offer) = self.judge(offer) {
+                        return End::Replaced(Box::new(offer));
+                    }
+                }
+                _ = ticks.tick() => {
+                    if let Some(reason) = self.look(connection, &mut heard) {
+                        return End::Down(reason);
+                    }
+                    self.peer.bulk.sweep();
+                }
+                () = sweep, if sweep_at.is_some() => {
+                    last_sweep = Instant::now();
+                    let wakers = self.peer.calls().expire(last_sweep, || Answer::Expired);
+                    wakers.into_iter().for_each(std::task::Waker::wake);
+                }
+                () = self.peer.sooner.notified() => {}
+                _ = self.wanted.changed() => {}
+            }
+        }
+    }
+
+    /// Looks for silence: `Some` when the peer is dead.
+    fn look(&mut self, connection: &quinn::Connection, heard: &mut Heard) -> Option<DownReason> {
+        let now = Instant::now();
+        let datagrams = connection.stats().udp_rx.datagrams;
+        if datagrams != heard.datagrams {
+            *heard = Heard { datagrams, at: now };
+            if matches!(self.connection, Connection::Suspect { .. }) {
+                self.advance(Event::Heard);
+                self.publish(PeerEvent::Alive { peer: self.peer.name.clone() });
+            }
+            return None;
+        }
+        let silence = now.saturating_duration_since(heard.at);
+        let config = &self.parts.config;
+        // Silence began up to one interval before it was seen.
+        if silence + WATCH_INTERVAL >= config.dead_after() {
+            return Some(DownReason::Dead);
+        }
+        if silence >= config.suspect_after() && matches!(self.connection, Connection::Up { .. }) {
+            self.advance(Event::Silent { now });
+            self.publish(PeerEvent::Suspect { peer: self.peer.name.clone() });
+        }
+        None
+    }
+
+    /// Ends a lane in order.
+    async fn end_lane(&mut self, connection: &quinn::Connection, mut tasks: JoinSet<DownReason>, end: &End) {
+        if matches!(end, End::Stop(Stop::ShutDown)) {
+            self.peer.outbox.finish();
+            // The writer ends once everything has left; after the timeout it is cut off.
+            let _ = timeout(FLUSH_TIMEOUT, tasks.join_next()).await;
+        }
+        let (reason, close) = match end {
+            End::Replaced(_) => (DownReason::Replaced, Close::Replaced),
+            End::Stop(Stop::Removed) => (DownReason::Removed, Close::Removed),
+            End::Stop(Stop::ShutDown) => (DownReason::ShutDown, Close::ShutDown),
+            End::Down(reason) => (reason.clone(), close_code(reason)),
+        };
+        let unsent = self.peer.outbox.close();
+        self.peer.lane_state.send_replace(LaneState::Down);
+        connection.close(close.code(), reason.to_string().as_bytes());
+        tasks.shutdown().await;
+        self.fail_calls(&unsent);
+        self.peer.stats.dropped(unsent.messages);
+        if close != Close::Replaced {
+            self.peer.bulk.close(close);
+        }
+        tracing::debug!(peer = %self.peer.name, %reason, "a connection ended");
+        self.peer.status().last_error = Some(reason.to_string());
+        let retry_at = self.retry_at();
+        self.advance(Event::Down { retry_at });
+        self.publish(PeerEvent::Down { peer: self.peer.name.clone(), reason });
+    }
+
+    /// What never left was not sent; whatever else is pending may have been handled.
+    fn fail_calls(&self, unsent: &crate::batcher::Gathered) {
+        let mut calls = self.peer.calls();
+        let mut wakers = Vec::new();
+        for call in unsent.calls() {
+            if let crate::calls::Delivered::To(waker) = calls.answer(call, Answer::NotSent) {
+                wakers.extend(waker);
+            }
+        }
+        wakers.extend(calls.answer_all(|| Answer::Lost));
+        drop(calls);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    fn publish(&self, event: PeerEvent) {
+        // Nobody may be listening.
+        let _ = self.parts.events.send(event);
+    }
+
+    fn advance(&mut self, event: Event) {
+        match self.connection.clone().next(event) {
+            Ok(next) => self.connection = next,
+            Err(illegal) => {
+                // A bug of this file. Starting over is always right.
+                tracing::error!(peer = %self.peer.name, %illegal, "a connection starts over");
+                debug_assert!(false, "{illegal}");
+                self.connection = Connection::Idle;
+            }
+        }
+        self.peer.status().state = match &self.connection {
+            Connection::Idle => PeerState::Idle,
+            Connection::BackingOff { until, .. } => PeerState::BackingOff { until: *until },
+            Connection::Dialling { .. } | Connection::Greeting { .. } => PeerState::Connecting,
+            Connection::Up { since, .. } => PeerState::Up { since: *since },
+            Connection::Suspect { since, .. } => PeerState::Suspect { since: *since },
+        };
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let unsent = self.peer.outbox.close();
+        self.fail_calls(&unsent);
+        self.peer.bulk.close(Close::ShutDown);
+        self.peer.lane_state.send_replace(LaneState::Ended);
+    }
+}
+
+/// When something last came, and how many datagrams there were then.
+struct Heard {
+    datagrams: u64,
+    at: Instant,
+}
+
+async fn progress(dial: &mut Option<Dial>) -> Step {
+    match dial {
+        Some(dial) => dial.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn close_code(reason: &DownReason) -> Close {
+    match reason {
+        DownReason::Replaced => Close::Replaced,
+        DownReason::Protocol { .. } => Close::Protocol,
+        DownReason::Dead => Close::Dead,
+        DownReason::OtherCluster => Close::Refused,
+        DownReason::Removed => Close::Removed,
+        DownReason::ShutDown => Close::ShutDown,
+        DownReason::Restarted | DownReason::ClosedByPeer { .. } | DownReason::Lost { .. } => Close::Normal,
+    }
+}

@@ -1,0 +1,200 @@
+//! The two tasks of a lane: one writes batches, one reads them and delivers at once.
+//!
+//! The reader hands messages straight to mailboxes and answers straight to callers; it waits for nobody
+//! but the network, so a slow receiver holds up no other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{ReadError, RecvStream, SendStream, VarInt};
+use rkyv::util::AlignedVec;
+use tokio::time::timeout;
+
+use super::{DownReason, Peer};
+use crate::batcher::Gathered;
+use crate::calls::Delivered;
+use crate::error::FrameError;
+use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Batch, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
+use crate::link::describe;
+use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
+use crate::message::Body;
+
+/// The receive buffer of an idle lane; it grows as bytes come, never because a length is claimed.
+const IDLE_BUFFER_BYTES: usize = 64 * 1024;
+/// A buffer that grew beyond this is given back once it is empty.
+const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
+/// It never grows beyond one batch.
+const MAX_BUFFER_BYTES: usize = (BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES).next_multiple_of(ALIGNMENT);
+/// How long the last bytes of an orderly end may take to be acknowledged.
+const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Writes what is in the outbox until the lane ends.
+pub(super) async fn write(send: SendStream, peer: Arc<Peer>, lane: u64) -> DownReason {
+    let mut sender = Sender { send, finished: false };
+    let mut gathered = Gathered::default();
+    loop {
+        gathered = match peer.outbox.next(lane, gathered).await {
+            Some(gathered) => gathered,
+            None => return sender.finish().await,
+        };
+        if let Err(error) = sender.send.write_all(&gathered.buffer).await {
+            return match error {
+                quinn::WriteError::ConnectionLost(error) => lost(&error),
+                other => DownReason::Lost { reason: other.to_string() },
+            };
+        }
+        peer.stats.sent(gathered.messages, gathered.batches, gathered.buffer.len() as u64);
+    }
+}
+
+/// The only owner of the stream: dropping a stream finishes it, and a lane that broke off must not look
+/// like one that ended.
+struct Sender {
+    send: SendStream,
+    finished: bool,
+}
+
+impl Sender {
+    async fn finish(mut self) -> DownReason {
+        if self.send.finish().is_ok() {
+            self.finished = true;
+            // Unacknowledged after this time, it is as good as lost.
+            let _ = timeout(FINISH_TIMEOUT, self.send.stopped()).await;
+        }
+        DownReason::ShutDown
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.send.reset(VarInt::from_u32(0));
+        }
+    }
+}
+
+/// Reads batches and delivers them until the lane ends.
+pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Registry>, lane: u64) -> DownReason {
+    let mut buffer = AlignedVec::<ALIGNMENT>::new();
+    buffer.resize(IDLE_BUFFER_BYTES, 0);
+    let mut filled = 0;
+    let mut delivery = Delivery { peer, registry, lane, answers: Vec::new() };
+    loop {
+        if filled == buffer.len() {
+            let bytes = (buffer.len() * 2).min(MAX_BUFFER_BYTES);
+            buffer.resize(bytes, 0);
+        }
+        match recv.read(&mut buffer[filled..]).await {
+            Ok(Some(bytes)) => filled += bytes,
+            Ok(None) if filled == 0 => return DownReason::ClosedByPeer { reason: "end".into() },
+            Ok(None) => {
+                let error = FrameError::Shape("the lane ended within a batch");
+                return DownReason::Protocol { reason: error.to_string() };
+            }
+            Err(ReadError::ConnectionLost(error)) => return lost(&error),
+            Err(error) => return DownReason::Lost { reason: error.to_string() },
+        }
+        let consumed = match delivery.deliver(&buffer[..filled]) {
+            Ok(consumed) => consumed,
+            Err(error) => return DownReason::Protocol { reason: error.to_string() },
+        };
+        // A batch is a multiple of 16 bytes long, so that what follows stays aligned.
+        buffer.copy_within(consumed..filled, 0);
+        filled -= consumed;
+        if filled == 0 && buffer.len() > MAX_IDLE_BUFFER_BYTES {
+            buffer = AlignedVec::new();
+            buffer.resize(IDLE_BUFFER_BYTES, 0);
+        }
+    }
+}
+
+/// Why QUIC ended the connection.
+pub(super) fn lost(error: &quinn::ConnectionError) -> DownReason {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            DownReason::ClosedByPeer { reason: String::from_utf8_lossy(&close.reason).into_owned() }
+        }
+        quinn::ConnectionError::Reset => DownReason::Restarted,
+        quinn::ConnectionError::TimedOut => DownReason::Dead,
+        other => DownReason::Lost { reason: describe(other) },
+    }
+}
+
+struct Delivery {
+    peer: Arc<Peer>,
+    registry: Arc<Registry>,
+    lane: u64,
+    /// The answers of one batch; kept for its memory.
+    answers: Vec<(u64, Answer)>,
+}
+
+impl Delivery {
+    /// Delivers the complete batches in `bytes`; answers how many bytes they were.
+    fn deliver(&mut self, bytes: &[u8]) -> Result<usize, FrameError> {
+        let mut consumed = 0;
+        while let Some(batch) = frame::next_batch(&bytes[consumed..])? {
+            let delivered = self.deliver_batch(&batch);
+            self.answer_calls();
+            delivered?;
+            self.peer.stats.received(u64::from(batch.messages), batch.total_bytes as u64);
+            consumed += batch.total_bytes;
+        }
+        Ok(consumed)
+    }
+
+    fn deliver_batch(&mut self, batch: &Batch<'_>) -> Result<(), FrameError> {
+        let mailboxes = self.registry.mailboxes();
+        let mut dropped = 0;
+        for frame in batch.frames() {
+            let frame = frame?;
+            let head = frame.head;
+            let reply = match head.kind {
+                Kind::Reply => {
+                    self.answers.push((head.call, Answer::Reply(Body::copy_from(frame.body))));
+                    continue;
+                }
+                Kind::Refused => {
+                    let refused = Refused::from_number(head.type_number);
+                    self.answers.push((head.call, Answer::Refused(refused)));
+                    continue;
+                }
+                Kind::Cast => None,
+                Kind::Call => {
+                    let outbox = self.peer.outbox.clone();
+                    Some(ReplyHandle::remote(outbox, self.lane, head.call))
+                }
+            };
+            let body = Body::copy_from(frame.body);
+            let incoming = Incoming::new(self.peer.name.clone(), head.type_number, body, reply);
+            match mailboxes.deliver(head.mailbox, incoming) {
+                Ok(waker) => waker.into_iter().for_each(std::task::Waker::wake),
+                Err((incoming, refused)) => {
+                    dropped += 1;
+                    let (_, _, _, reply) = incoming.into_parts();
+                    reply.into_iter().for_each(|reply| reply.refuse(refused));
+                }
+            }
+        }
+        self.peer.stats.dropped(dropped);
+        Ok(())
+    }
+
+    /// Hands the answers of a batch to their callers, under one lock.
+    fn answer_calls(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let mut late = 0;
+        let mut wakers = Vec::with_capacity(self.answers.len());
+        let mut calls = self.peer.calls();
+        for (call, answer) in self.answers.drain(..) {
+            match calls.answer(call, answer) {
+                Delivered::To(waker) => wakers.extend(waker),
+                Delivered::Late => late += 1,
+            }
+        }
+        drop(calls);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+        self.peer.stats.dropped(late);
+    }
+}

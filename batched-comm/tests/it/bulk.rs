@@ -1,0 +1,138 @@
+//! Bulk transfers.
+
+use batched_comm::{BulkError, BulkReceiver, Endpoint};
+use std::time::Duration;
+
+use crate::support::*;
+
+const CHUNKS: u8 = 64;
+
+fn chunk(n: u8) -> Vec<u8> {
+    vec![n; 128 * 1024]
+}
+
+async fn read_all(receiver: &mut BulkReceiver) -> Result<Vec<u8>, BulkError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = receiver.read_chunk().await? {
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+async fn with_each_target(test: impl AsyncFn(&Endpoint, &Endpoint)) {
+    let (a, b) = pair().await;
+    test(&a, &b).await;
+    test(&a, &a).await;
+}
+
+#[tokio::test]
+async fn many_megabytes_arrive_whole_with_header_and_reply() {
+    with_each_target(async |a, b| {
+        let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+        let mut sender = a.open_bulk(&at(b, "snapshots"), b"the header").await.unwrap();
+        let from = a.name().clone();
+        let receiving = tokio::spawn(async move {
+            let mut receiver = listener.accept().await.unwrap();
+            assert_eq!((&receiver.from, &receiver.header[..]), (&from, &b"the header"[..]));
+            let bytes = read_all(&mut receiver).await.unwrap();
+            receiver.reply(format!("{} bytes", bytes.len()).as_bytes()).await.unwrap();
+            (bytes, listener)
+        });
+        for n in 0..CHUNKS {
+            soon("room", sender.write(chunk(n).into())).await.unwrap();
+        }
+        let reply = soon("the reply", sender.finish()).await.unwrap();
+        assert_eq!(&reply[..], b"8388608 bytes");
+        let (bytes, _listener) = receiving.await.unwrap();
+        let expected: Vec<u8> = (0..CHUNKS).flat_map(chunk).collect();
+        assert!(bytes == expected);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sender_that_is_dropped_is_an_error_for_the_receiver_never_an_end() {
+    with_each_target(async |a, b| {
+        let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+        let mut sender = a.open_bulk(&at(b, "snapshots"), b"").await.unwrap();
+        sender.write(chunk(1).into()).await.unwrap();
+        let mut receiver = soon("a transfer", listener.accept()).await.unwrap();
+        soon("a chunk", receiver.read_chunk()).await.unwrap().unwrap();
+        drop(sender);
+        let error = soon("the abort", read_all(&mut receiver)).await.unwrap_err();
+        assert!(matches!(error, BulkError::Aborted), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_dropped_is_an_error_for_the_sender() {
+    with_each_target(async |a, b| {
+        let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+        let mut sender = a.open_bulk(&at(b, "snapshots"), b"").await.unwrap();
+        sender.write(chunk(1).into()).await.unwrap();
+        drop(soon("a transfer", listener.accept()).await.unwrap());
+        let error = soon("the abort", sender.finish()).await.unwrap_err();
+        assert!(matches!(error, BulkError::Aborted), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receiver_may_reply_before_the_end() {
+    let (a, b) = pair().await;
+    let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+    let sender = a.open_bulk(&at(&b, "snapshots"), b"no need").await.unwrap();
+    let receiver = soon("a transfer", listener.accept()).await.unwrap();
+    receiver.reply(b"have it").await.unwrap();
+    assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"have it");
+}
+
+#[tokio::test]
+async fn nobody_listening_and_too_many_waiting_are_told() {
+    with_each_target(async |a, b| {
+        let open = async |mailbox: &str| {
+            soon("an answer", async { a.open_bulk(&at(b, mailbox), b"x").await?.finish().await }).await
+        };
+        let error = open("none").await.unwrap_err();
+        assert!(matches!(error, BulkError::UnknownMailbox { .. }), "{error}");
+        let _listener = b.bulk_listener("one", 1).unwrap();
+        let _first = a.open_bulk(&at(b, "one"), b"x").await.unwrap();
+        // The first may still be on its way when the next ones are judged: then one of them waits.
+        let mut errors = Vec::new();
+        for _ in 0..2 {
+            let attempt = tokio::time::timeout(Duration::from_millis(500), open("one")).await;
+            errors.extend(attempt.ok().and_then(Result::err));
+        }
+        assert!(errors.iter().any(|e| matches!(e, BulkError::Busy { .. })), "{errors:?}");
+        let header = vec![0; batched_comm::MAX_BULK_HEADER_BYTES + 1];
+        let error = a.open_bulk(&at(b, "one"), &header).await.unwrap_err();
+        assert!(matches!(error, BulkError::HeaderTooLarge { .. }), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_go_on_beside_a_bulk_transfer() {
+    let (a, b) = pair().await;
+    echo(b.mailbox("echo", 10).unwrap());
+    let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+    let mut sender = a.open_bulk(&at(&b, "snapshots"), b"").await.unwrap();
+    // Nobody reads: the transfer fills all windows and stops.
+    let stuck = tokio::spawn(async move { while sender.write(chunk(1).into()).await.is_ok() {} });
+    let _receiver = soon("a transfer", listener.accept()).await.unwrap();
+    for n in 0..100 {
+        assert_eq!(a.call(&at(&b, "echo"), &note(n), DEADLINE).await.unwrap(), note(n));
+    }
+    stuck.abort();
+}
+
+#[tokio::test]
+async fn a_peer_known_by_its_dialling_only_is_reached_in_bulk_too() {
+    let (a, b) = pair().await;
+    let mut listener = a.bulk_listener("in", 1).unwrap();
+    let sender = b.open_bulk(&at(&a, "in"), b"x").await.unwrap();
+    let receiver = soon("a transfer", listener.accept()).await.unwrap();
+    receiver.reply(b"ok").await.unwrap();
+    assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"ok");
+}
