@@ -23,11 +23,13 @@ pub(crate) trait AnyValue: Send + Sync {
     fn as_any(&self) -> &dyn Any;
 }
 
+type Restore = fn(u32, &[u8]) -> Result<Box<dyn AnyValue>, String>;
+
 /// Makes values of one type, empty or from a snapshot.
 #[derive(Clone)]
 pub struct ValueFactory {
     create: fn() -> Box<dyn AnyValue>,
-    restore: fn(u32, &[u8]) -> Result<Box<dyn AnyValue>, String>,
+    restore: Restore,
     environment: Option<Arc<dyn Any + Send + Sync>>,
 }
 

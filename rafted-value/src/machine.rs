@@ -25,6 +25,9 @@ use crate::session::{Sessions, Verdict};
 use crate::snapshot::{SnapshotBody, SnapshotContent, SnapshotStore};
 use crate::value::{Context, LogTime};
 
+/// The alias that is not in `openraft_types.rs`: it names the machine, which uses those.
+pub(crate) type Raft = openraft::Raft<Types, Machine>;
+
 type Snapshot = openraft::storage::Snapshot<
     openraft::type_config::alias::CommittedLeaderIdOf<Types>,
     u64,

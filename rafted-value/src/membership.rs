@@ -10,7 +10,8 @@ use openraft::errors::{
 use openraft::raft::Precondition;
 
 use crate::error::{InitializeError, MembersError};
-use crate::openraft_types::{LogId, Raft, StoredMembership, Types, log_id};
+use crate::machine::Raft;
+use crate::openraft_types::{LogId, StoredMembership, Types, log_id};
 use crate::status::{LogPosition, Member, Members, ReplicaId, Status};
 
 pub(crate) fn position(id: LogId) -> LogPosition {

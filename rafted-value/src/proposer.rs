@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::command;
 use crate::error::{CommandError, UnknownOutcome};
-use crate::machine::Shared;
-use crate::openraft_types::{Applied, EntryData, Raft, Types};
+use crate::machine::{Raft, Shared};
+use crate::openraft_types::{Applied, EntryData, Types};
 use crate::status::{Member, ReplicaId};
 
 /// Commands in one message to openraft's core.
@@ -95,7 +95,7 @@ async fn deliver(
                 let _ = reply.send(Err(interrupted(&fatal)));
                 return stopped(&fatal, replies.collect());
             }
-            None => Err(UnknownOutcome::Interrupted("the replica stopped".into())).map_err(unknown),
+            None => Err(unknown(UnknownOutcome::Interrupted("the replica stopped".into()))),
         };
         // The caller may have given up.
         let _ = reply.send(outcome);

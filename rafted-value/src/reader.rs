@@ -9,8 +9,7 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{NotHappened, QueryError};
-use crate::machine::Shared;
-use crate::openraft_types::Raft;
+use crate::machine::{Raft, Shared};
 use crate::status::{Member, ReplicaId};
 
 /// Queries that share one round.
@@ -65,7 +64,7 @@ pub(crate) async fn run(
         if applied.wait_for(|&count| count > index).await.is_err() {
             return;
         }
-        let reads: Vec<Read> = round.drain(..).collect();
+        let reads = std::mem::take(&mut round);
         let shared = shared.clone();
         // Not awaited: the next round need not wait for the user's code. The task ends by itself.
         apply_threads.spawn(async move {
