@@ -469,20 +469,35 @@ mod tests {
                 060000006f726465 7273010200000000"#]],
         );
         check(&Record::Removed, expect!["000000009e593c00 8877665544332211 0200000000000000"]);
-        check(&Record::Entry { term: 5, index: 6, payload: b"hello" }, expect![[r#"
+        check(
+            &Record::Entry { term: 5, index: 6, payload: b"hello" },
+            expect![[r#"
             15000000d6008e61 8877665544332211 0300000000000000 0500000000000000
-            0600000000000000 68656c6c6f000000"#]]);
-        check(&Record::Vote(VoteRecord { term: 5, voted_for: 9, committed: true }), expect![[r#"
+            0600000000000000 68656c6c6f000000"#]],
+        );
+        check(
+            &Record::Vote(VoteRecord { term: 5, voted_for: 9, committed: true }),
+            expect![[r#"
             1000000099ec130e 8877665544332211 0401000000000000 0500000000000000
-            0900000000000000"#]]);
-        check(&Record::Truncate(Some(4)), expect!["08000000de33560b 8877665544332211 0501000000000000 0400000000000000"]);
+            0900000000000000"#]],
+        );
+        check(
+            &Record::Truncate(Some(4)),
+            expect!["08000000de33560b 8877665544332211 0501000000000000 0400000000000000"],
+        );
         check(&Record::Truncate(None), expect!["08000000b24cc54d 8877665544332211 0500000000000000 0000000000000000"]);
-        check(&Record::Purge(Position { term: 5, index: 6 }), expect![[r#"
+        check(
+            &Record::Purge(Position { term: 5, index: 6 }),
+            expect![[r#"
             1000000092eed1b2 8877665544332211 0600000000000000 0500000000000000
-            0600000000000000"#]]);
-        check(&Record::Committed(Position { term: 5, index: 6 }), expect![[r#"
+            0600000000000000"#]],
+        );
+        check(
+            &Record::Committed(Position { term: 5, index: 6 }),
+            expect![[r#"
             100000001c2c9e08 8877665544332211 0700000000000000 0500000000000000
-            0600000000000000"#]]);
+            0600000000000000"#]],
+        );
         check(
             &Record::Snapshot(SnapshotPointer {
                 position: Some(Position { term: 5, index: 6 }),
@@ -505,7 +520,8 @@ mod tests {
         expect![[r#"
             5256620a01000000 0300000000000000 1100000000000000 0200000000000000
             0100000018000000 6a7d5ba000d4e77f 00000000c32fc2b7 0000000000000000
-            0900000000000000"#]].assert_eq(&hex(&bytes));
+            0900000000000000"#]]
+        .assert_eq(&hex(&bytes));
         let found = BatchHeader::decode(&bytes, &SALT, 3, 4096).unwrap();
         assert_eq!((found.sequence, found.oldest_use, found.count, found.body_length), (17, 2, 1, 24));
         assert!(found.matches(&bytes[BATCH_HEADER_BYTES..], &SALT, 4096));
@@ -528,7 +544,8 @@ mod tests {
         let bytes = header.encode();
         expect![[r#"
             52562d57414c0d0a 0100000000000000 3031323334353637 3839616263646566
-            0300000000000000 1100000000000000 0200000000000000 000000007b229912"#]].assert_eq(&hex(&bytes));
+            0300000000000000 1100000000000000 0200000000000000 000000007b229912"#]]
+        .assert_eq(&hex(&bytes));
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
         for bit in 0..SEGMENT_HEADER_BYTES * 8 {
             let mut changed = bytes;

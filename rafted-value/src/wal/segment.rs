@@ -119,7 +119,7 @@ impl Segments {
     /// The next segment: its header is synced before anything else is written to it.
     fn roll(&mut self, length: u64, sequence: u64, oldest_use: u64) -> Result<Slot, SpaceError> {
         let segment_use = self.active_use() + 1;
-        let fullest = (0..self.spares.len()).max_by_key(|&at| self.spares[at].filled);
+        let fullest = (0..self.spares.len()).rev().max_by_key(|&at| self.spares[at].filled);
         let at = match fullest {
             Some(at) => at,
             None => {
@@ -136,7 +136,7 @@ impl Segments {
         spare.segment.file.write_at(&header.encode(), 0).map_err(SpaceError::Failed)?;
         self.syncs += 1;
         spare.segment.file.sync().map_err(SpaceError::Failed)?;
-        let Spare { segment, filled } = self.spares.swap_remove(at);
+        let Spare { segment, filled } = self.spares.remove(at);
         self.used.insert(segment_use, Used { segment, end: FIRST_OFFSET, filled });
         Ok(Slot { segment_use, offset: FIRST_OFFSET })
     }
@@ -155,7 +155,7 @@ impl Segments {
             let Some(at) = (0..self.spares.len()).min_by_key(|&at| self.spares[at].filled) else {
                 break;
             };
-            let spare = self.spares.swap_remove(at);
+            let spare = self.spares.remove(at);
             if let Err(error) = self.disk.remove(&spare.segment.path) {
                 tracing::warn!(path = %spare.segment.path.display(), %error, "a spare segment cannot be removed");
                 self.spares.push(spare);

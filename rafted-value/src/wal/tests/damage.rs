@@ -193,7 +193,7 @@ fn a_read_of_a_damaged_entry_is_an_error() {
         wal.append(1, vec![entry(1, index, &[index as u8; 100])], nobody());
         step_all(&mut appender);
     }
-    disk.flip_bit(&segment(1), FIRST_OFFSET + 250);
+    disk.flip_bit(&segment(1), FIRST_OFFSET + 200);
     let error = wal.read(1, 0..40, usize::MAX).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     assert!(error.to_string().contains("entry 0 of replica 0000000000000001 is not at byte"), "{error}");
