@@ -556,3 +556,6 @@ fn refused(reason: NotHappened) -> ProposeError {
 fn unknown(reason: UnknownOutcome) -> ProposeError {
     CommandError::Unknown(reason).into()
 }
+
+#[cfg(test)]
+mod tests;

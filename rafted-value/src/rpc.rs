@@ -496,3 +496,6 @@ impl From<Result<Bytes, QueryError>> for Answer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! What a replica answers to requests that other nodes send, byte for byte.
+
+use std::time::Duration;
+
+use super::*;
+use crate::openraft_types::{log_id, vote};
+use crate::transport::TransportError;
+
+#[derive(Debug, Clone, PartialEq, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Nothing;
+
+impl Value for Nothing {
+    type Command = ();
+    type Reply = ();
+    type Query = ();
+    type Answer = ();
+    fn command(&mut self, (): ()) {}
+    fn query(&self, (): ()) {}
+}
+
+struct NoNetwork;
+
+impl Transport for NoNetwork {
+    fn call(&self, _: &str, _: Bytes, _: Duration) -> BoxFuture<Result<Bytes, TransportError>> {
+        Box::pin(async { Err(TransportError::NotSent("there is no network".into())) })
+    }
+
+    fn call_with_body(
+        &self,
+        node: &str,
+        request: Bytes,
+        _: Box<dyn Body>,
+        timeout: Duration,
+    ) -> BoxFuture<Result<Bytes, TransportError>> {
+        self.call(node, request, timeout)
+    }
+}
+
+const OTHER: u64 = 77;
+
+async fn replica(dir: &std::path::Path) -> (Store, UntypedReplica) {
+    let store = Store::open(dir, "n1").await.unwrap();
+    let replica = match store.replicas().first() {
+        Some(stored) => stored.replica,
+        None => store.create_replica("g", 3, Vec::new()).await.unwrap(),
+    };
+    let cluster = ClusterTag { id: 9, generation: 1 };
+    let spec = ReplicaSpec { group: "g".into(), incarnation: 3, replica, cluster, config: GroupConfig::default() };
+    let factory = ValueFactory::of::<Nothing>(None);
+    let replica = UntypedReplica::start(&store, spec, factory, Arc::new(NoNetwork)).await.unwrap();
+    (store, replica)
+}
+
+fn envelope(replica: &UntypedReplica) -> Envelope {
+    let spec = replica.spec();
+    Envelope {
+        cluster: spec.cluster,
+        incarnation: spec.incarnation,
+        from: ReplicaId::new(OTHER),
+        to: Some(spec.replica),
+        group: "g".into(),
+    }
+}
+
+fn ask_vote(term: u64) -> RequestBody {
+    RequestBody::Vote { vote: vote(term, OTHER, false), last: Some(log_id(1, 5)), transfer: false }
+}
+
+async fn send(replica: &UntypedReplica, envelope: Envelope, body: RequestBody) -> Answer {
+    let answer = replica.handle(Request { envelope, body }.encode(), Duration::from_secs(5)).await;
+    Answer::decode(answer).unwrap()
+}
+
+#[tokio::test]
+async fn a_vote_is_synced_before_it_is_answered_and_kept_over_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, first) = replica(dir.path()).await;
+    for term in 1..10 {
+        let before = store.log_stats().syncs;
+        let answer = send(&first, envelope(&first), ask_vote(term)).await;
+        assert!(matches!(answer, Answer::Vote { granted: true, .. }), "{answer:?}");
+        assert!(store.log_stats().syncs > before, "term {term} was answered before a sync");
+    }
+    first.shutdown().await;
+    store.close().await;
+    drop((first, store));
+    let (store, again) = replica(dir.path()).await;
+    let rival = RequestBody::Vote { vote: vote(9, OTHER + 1, false), last: Some(log_id(1, 9)), transfer: false };
+    let answer = send(&again, envelope(&again), rival).await;
+    assert!(matches!(answer, Answer::Vote { granted: false, .. }), "a second vote in one term: {answer:?}");
+    again.shutdown().await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn whatever_is_for_another_replica_is_neither_a_vote_nor_a_log_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica(dir.path()).await;
+    let right = envelope(&replica);
+    let wrong = [
+        ("another replica", Envelope { to: ReplicaId::new(OTHER), ..right.clone() }),
+        ("nobody in particular", Envelope { to: None, ..right.clone() }),
+        ("another incarnation", Envelope { incarnation: 2, ..right.clone() }),
+        ("another cluster", Envelope { cluster: ClusterTag { id: 8, generation: 1 }, ..right.clone() }),
+        ("another generation", Envelope { cluster: ClusterTag { id: 9, generation: 2 }, ..right.clone() }),
+        ("another group", Envelope { group: "h".into(), ..right.clone() }),
+    ];
+    for (name, envelope) in wrong {
+        assert_eq!(send(&replica, envelope, ask_vote(50)).await, Answer::WrongReplica, "{name}");
+    }
+    assert_eq!(replica.status().term, 0, "none of them raised the term");
+    replica.shutdown().await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn garbage_is_answered_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica(dir.path()).await;
+    let good = Request { envelope: envelope(&replica), body: ask_vote(1) }.encode();
+    for length in 0..good.len() {
+        let answer = replica.handle(good.slice(..length), Duration::from_secs(5)).await;
+        let answer = Answer::decode(answer).unwrap();
+        assert!(matches!(answer, Answer::NotHappened(NotHappened::Malformed(_))), "{length}: {answer:?}");
+    }
+    replica.shutdown().await;
+    store.close().await;
+}

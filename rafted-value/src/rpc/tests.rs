@@ -1,0 +1,146 @@
+//! Golden bytes, and every request and answer there and back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::openraft_types::{Membership, log_id, vote};
+
+fn member() -> Member {
+    Member { name: "n1".into(), node: 4, zone: "z".into(), decided_at: 6 }
+}
+
+fn meta() -> SnapshotMeta {
+    let membership = Membership::new(vec![[1, 2].into()], BTreeMap::from([(1, member()), (2, member())])).unwrap();
+    SnapshotMeta {
+        last_log_id: Some(log_id(2, 9)),
+        last_membership: StoredMembership::new(Some(log_id(1, 3)), membership),
+    }
+}
+
+fn envelope() -> Envelope {
+    Envelope {
+        cluster: ClusterTag { id: 1, generation: 2 },
+        incarnation: 3,
+        from: ReplicaId::new(4),
+        to: None,
+        group: "g".into(),
+    }
+}
+
+fn requests() -> Vec<RequestBody> {
+    let vote = vote(7, 8, true);
+    vec![
+        RequestBody::Append(Append {
+            vote,
+            previous: None,
+            commit: Some(log_id(1, 1)),
+            entries: vec![(7, 2, Bytes::from_static(b"x")), (7, 3, Bytes::new())],
+        }),
+        RequestBody::Vote { vote, last: Some(log_id(6, 5)), transfer: true },
+        RequestBody::PreVote { vote, last: None, transfer: false },
+        RequestBody::TransferLeader { from: vote, to: 9, last: Some(log_id(6, 5)) },
+        RequestBody::Snapshot { vote, meta: meta() },
+        RequestBody::Command(Bytes::from_static(b"command")),
+        RequestBody::Query(Bytes::from_static(b"query")),
+        RequestBody::QueryAny(Bytes::new()),
+        RequestBody::Hello,
+        RequestBody::Join { replica: 5, member: member() },
+    ]
+}
+
+fn answers() -> Vec<Answer> {
+    let (vote, id) = (vote(7, 8, false), Some(log_id(3, 4)));
+    vec![
+        Answer::AppendSuccess,
+        Answer::AppendPartial(id),
+        Answer::AppendConflict,
+        Answer::AppendHigherVote(vote),
+        Answer::Vote { vote, granted: true, last: id },
+        Answer::TransferAccepted,
+        Answer::TransferVoteChanged { expected: vote, actual: vote },
+        Answer::TransferLogNotFlushed { expected: id, actual: None },
+        Answer::Snapshot { vote },
+        Answer::Reply(Bytes::from_static(b"reply")),
+        Answer::Hello { replica: 1, node: 2, initialized: true },
+        Answer::Done,
+        Answer::WrongReplica,
+        Answer::NotLeader { leader: Some((3, member())) },
+        Answer::NotLeader { leader: None },
+        Answer::NotHappened(NotHappened::NoLeader { group: "g".into(), waited: Duration::from_millis(5) }),
+        Answer::NotHappened(NotHappened::TooLarge { bytes: 5, max_bytes: 4 }),
+        Answer::NotHappened(NotHappened::Overloaded { group: "g".into(), queued: 3 }),
+        Answer::NotHappened(NotHappened::Stopped { group: "g".into(), reason: "r".into() }),
+        Answer::NotHappened(NotHappened::Malformed("m".into())),
+        Answer::Unknown(UnknownOutcome::Timeout(Duration::from_secs(1))),
+        Answer::Unknown(UnknownOutcome::Expired),
+        Answer::Unknown(UnknownOutcome::Interrupted("i".into())),
+        Answer::Failed("f".into()),
+    ]
+}
+
+#[test]
+fn the_bytes_of_a_request_are_these() {
+    let body = RequestBody::Append(Append {
+        vote: vote(7, 8, true),
+        previous: None,
+        commit: Some(log_id(1, 2)),
+        entries: vec![(7, 3, Bytes::from_static(b"xy"))],
+    });
+    let bytes = Request { envelope: envelope(), body }.encode();
+    let mut golden = vec![1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    for field in [2_u64, 3, 4, 0] {
+        golden.extend(field.to_le_bytes());
+    }
+    golden.extend([1, 0, 0, 0, b'g', 1]);
+    golden.extend(7_u64.to_le_bytes());
+    golden.extend(8_u64.to_le_bytes());
+    golden.extend([1, 0, 1]);
+    golden.extend(1_u64.to_le_bytes());
+    golden.extend(2_u64.to_le_bytes());
+    golden.extend([1, 0, 0, 0]);
+    golden.extend(7_u64.to_le_bytes());
+    golden.extend(3_u64.to_le_bytes());
+    golden.extend([2, 0, 0, 0, b'x', b'y']);
+    assert_eq!(bytes, golden);
+    assert_eq!(peek(&bytes).unwrap(), envelope());
+}
+
+#[test]
+fn every_request_and_answer_comes_back_as_it_was() {
+    for body in requests() {
+        let request = Request { envelope: envelope(), body };
+        assert_eq!(Request::decode(request.encode()).unwrap(), request);
+    }
+    for answer in answers() {
+        assert_eq!(Answer::decode(answer.encode()).unwrap(), answer);
+    }
+}
+
+#[test]
+fn cut_and_changed_bytes_never_panic_and_cost_no_more_memory_than_they_are() {
+    let encoded = requests().into_iter().map(|body| Request { envelope: envelope(), body }.encode());
+    for bytes in encoded {
+        for at in 0..bytes.len() {
+            let _ = Request::decode(bytes.slice(..at));
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 0xFF;
+            let _ = Request::decode(changed.into());
+        }
+    }
+    for bytes in answers().iter().map(Answer::encode) {
+        for at in 0..bytes.len() {
+            let _ = Answer::decode(bytes.slice(..at));
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 0xFF;
+            let _ = Answer::decode(changed.into());
+        }
+    }
+}
+
+#[test]
+fn an_unknown_format_is_named() {
+    let mut bytes = Request { envelope: envelope(), body: RequestBody::Hello }.encode().to_vec();
+    bytes[0] = 2;
+    assert!(Request::decode(bytes.into()).unwrap_err().to_string().contains("unknown format"));
+}
