@@ -29,8 +29,8 @@ use super::{
 /// How often a signal is looked for while waiting for a line, and while a count is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a table waits for all groups to have a leader that runs.
-const LEADERS_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the experiment's table waits for every shard of the demo to have a leader that runs.
+const LEADERS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The quota of `bench`.
 const BENCH_QUOTA: &str = "bench";
@@ -186,9 +186,20 @@ impl<'a> Console<'a> {
         Ok(report)
     }
 
-    /// The table of nodes, once every group of the demo has a leader that runs, or after a while without.
-    pub fn stat(&mut self) -> Result<()> {
+    /// The table of nodes, once every shard of the demo has a leader that runs, or after a while without.
+    pub fn settled_stat(&mut self) -> Result<()> {
         let view = self.settled_view()?;
+        self.print_nodes(&view);
+        Ok(())
+    }
+
+    fn stat(&mut self) -> Result<()> {
+        let view = self.view()?;
+        self.print_nodes(&view);
+        Ok(())
+    }
+
+    fn print_nodes(&mut self, view: &View) {
         let mut rows = Vec::new();
         for (name, zone, standing) in self.nodes.standings() {
             let NodeLoad { replicas, leaders, keys_led, agents_led, .. } = view.load(&name);
@@ -208,7 +219,6 @@ impl<'a> Console<'a> {
         }
         let titles = ["node", "state", "zone", "replicas", "leaders", "keys led", "agents led", "uptime"];
         print!("{}", table(&titles, &rows));
-        Ok(())
     }
 
     /// The running node that leads most shards of the demo, and another running one.
@@ -234,11 +244,11 @@ impl<'a> Console<'a> {
         loop {
             let view = self.view()?;
             let running = self.running();
-            let led = |group: &view::Group| match &group.leader {
-                Some(leader) => running.contains(leader),
-                None => false,
+            let is_led = |shard: &view::Shard| {
+                let leader = view.leader(&shard.group);
+                shard.keyspace != DEMO || leader.is_some_and(|leader| running.iter().any(|name| name == leader))
             };
-            if view.groups.iter().all(led) || Instant::now() >= deadline {
+            if view.shards.iter().all(is_led) || Instant::now() >= deadline {
                 return Ok(view);
             }
             signals::check()?;

@@ -67,11 +67,11 @@ pub fn run(console: &mut Console<'_>, plan: Plan) -> Result<()> {
         step("not killing all nodes at once: in memory, that forgets everything");
     }
     console.nodes().check_alive()?;
-    println!("\n{} reads: lost {}, stale {}", grouped(total.checked), total.lost.len(), total.stale.len());
+    println!("\n{} reads in all", grouped(total.checked));
+    println!("lost {}, stale {}", total.lost.len(), total.stale.len());
     if !total.is_clean() {
         bail!("not everything that was acknowledged was there");
     }
-    println!("lost 0, stale 0");
     Ok(())
 }
 
@@ -94,9 +94,13 @@ fn look(console: &mut Console<'_>, total: &mut Report) -> Result<()> {
         bail!("not every key could be read");
     }
     total.checked += report.checked;
-    total.lost.extend(report.lost);
-    total.stale.extend(report.stale);
-    console.stat()
+    // A key counts once, however often it is missed.
+    for (all, found) in [(&mut total.lost, report.lost), (&mut total.stale, report.stale)] {
+        all.extend(found);
+        all.sort();
+        all.dedup();
+    }
+    console.settled_stat()
 }
 
 /// The writes that were on their way have an unknown outcome; those that were acknowledged must be there.
