@@ -1,0 +1,6 @@
+//! What a user of the crate relies on.
+#![allow(clippy::unwrap_used)]
+
+mod format;
+mod shard_model;
+mod values;
