@@ -66,6 +66,12 @@ pub enum NotHappened {
         /// Why.
         reason: String,
     },
+    /// The leader's disk is full; what it has acknowledged is safe.
+    #[error("the disk of the leader of group {group} is full; free space there, or move the leader")]
+    DiskFull {
+        /// The group.
+        group: String,
+    },
     /// It cannot be encoded.
     #[error("{0}")]
     Malformed(String),
@@ -107,7 +113,7 @@ impl QueryError {
 impl NotHappened {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NoLeader { .. } | Self::Overloaded { .. } | Self::Stopped { .. })
+        matches!(self, Self::NoLeader { .. } | Self::Overloaded { .. } | Self::Stopped { .. } | Self::DiskFull { .. })
     }
 }
 

@@ -35,6 +35,7 @@ use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
 use crate::store::Store;
 use crate::transport::{Body, BoxFuture, Handler, Transport};
 use crate::value::{Context, Value};
+use crate::wal::Wal;
 
 /// Queries that may wait for a round at one replica; one more waits outside.
 const MAX_QUEUED_QUERIES: usize = 16_384;
@@ -67,6 +68,7 @@ struct Inner {
     raft: Raft,
     shared: Arc<Shared>,
     snapshots: SnapshotStore,
+    wal: Wal,
     apply_threads: tokio::runtime::Handle,
     proposals: mpsc::Sender<Proposal>,
     reads: mpsc::Sender<Read>,
@@ -118,6 +120,7 @@ impl UntypedReplica {
                 raft,
                 shared,
                 snapshots,
+                wal: store.wal().clone(),
                 apply_threads: store.apply_threads(),
                 proposals,
                 reads,
@@ -188,6 +191,10 @@ impl UntypedReplica {
         let max_bytes = self.inner.spec.config.max_command_bytes();
         if command.len() > max_bytes + crate::command::HEADER_BYTES {
             return Err(refused(NotHappened::TooLarge { bytes: command.len(), max_bytes }));
+        }
+        // Refused here, above openraft, whose core ends on any storage error.
+        if self.inner.wal.is_full() {
+            return Err(refused(NotHappened::DiskFull { group: self.inner.spec.group.clone() }));
         }
         if let Err(error) = Command::decode(command.clone()) {
             return Err(refused(NotHappened::Malformed(error.to_string())));
@@ -386,6 +393,10 @@ impl UntypedReplica {
     }
 
     async fn append(&self, append: Append) -> Answer {
+        // Heartbeats go on; entries wait at the leader until there is room.
+        if !append.entries.is_empty() && self.inner.wal.is_full() {
+            return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
+        }
         let mut entries = Vec::with_capacity(append.entries.len());
         for (term, index, payload) in append.entries {
             match decode_payload(payload) {

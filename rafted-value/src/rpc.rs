@@ -431,6 +431,10 @@ fn write_not_happened(writer: &mut Writer, reason: &NotHappened) {
             writer.u8(5);
             writer.str(message);
         }
+        NotHappened::DiskFull { group } => {
+            writer.u8(6);
+            writer.str(group);
+        }
     }
 }
 
@@ -441,6 +445,7 @@ fn read_not_happened(reader: &mut Reader) -> Result<NotHappened, Malformed> {
         3 => NotHappened::Overloaded { group: reader.string()?, queued: reader.u64()? as usize },
         4 => NotHappened::Stopped { group: reader.string()?, reason: reader.string()? },
         5 => NotHappened::Malformed(reader.string()?),
+        6 => NotHappened::DiskFull { group: reader.string()? },
         _ => return Err(reader.malformed()),
     })
 }

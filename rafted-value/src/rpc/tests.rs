@@ -72,6 +72,7 @@ fn answers() -> Vec<Answer> {
         Answer::NotHappened(NotHappened::Overloaded { group: "g".into(), queued: 3 }),
         Answer::NotHappened(NotHappened::Stopped { group: "g".into(), reason: "r".into() }),
         Answer::NotHappened(NotHappened::Malformed("m".into())),
+        Answer::NotHappened(NotHappened::DiskFull { group: "g".into() }),
         Answer::Unknown(UnknownOutcome::Timeout(Duration::from_secs(1))),
         Answer::Unknown(UnknownOutcome::Expired),
         Answer::Unknown(UnknownOutcome::Interrupted("i".into())),
