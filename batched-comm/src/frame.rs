@@ -153,7 +153,7 @@ pub(crate) fn next_batch(bytes: &[u8]) -> Result<Option<Batch<'_>>, FrameError> 
     if wire_bytes != raw_bytes {
         return Err(FrameError::Shape("two sizes without compression"));
     }
-    if wire_bytes % ALIGNMENT != 0 {
+    if !wire_bytes.is_multiple_of(ALIGNMENT) {
         return Err(FrameError::Shape("the size is no multiple of 16"));
     }
     let total_bytes = BATCH_HEADER_BYTES + wire_bytes;

@@ -191,7 +191,7 @@ pub(crate) struct Peer {
     status: Mutex<Status>,
     lane_state: watch::Sender<LaneState>,
     wanted: watch::Sender<Wanted>,
-    offers: mpsc::Sender<Offer>,
+    offers: mpsc::Sender<Box<Offer>>,
     bulk: BulkLink,
 }
 
@@ -209,7 +209,7 @@ impl Peer {
         config: &EndpointConfig,
         limits: Batching,
         wanted: Wanted,
-    ) -> (Arc<Peer>, mpsc::Receiver<Offer>) {
+    ) -> (Arc<Peer>, mpsc::Receiver<Box<Offer>>) {
         let (offers, received_offers) = mpsc::channel(MAX_OFFERS);
         let status = Status { state: PeerState::Idle, last_address: None, instance: None, last_error: None };
         let peer = Peer {
@@ -244,7 +244,7 @@ impl Peer {
     }
 
     /// Hands the driver a connection that the peer dialled; gives it back when the driver is too busy.
-    pub(crate) fn offer(&self, offer: Offer) -> Result<(), Offer> {
+    pub(crate) fn offer(&self, offer: Box<Offer>) -> Result<(), Box<Offer>> {
         self.offers.try_send(offer).map_err(|error| match error {
             mpsc::error::TrySendError::Full(offer) | mpsc::error::TrySendError::Closed(offer) => offer,
         })

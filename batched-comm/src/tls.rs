@@ -73,7 +73,8 @@ impl Identity {
         let files = NodeFiles::new(dir, &name.parse()?);
         if !(files.certificate.exists() && files.key.exists() && ca_path(dir).exists()) {
             create_dir(dir)?;
-            if !(ca_path(dir).exists() && !ca_key_path(dir).exists()) {
+            // A CA whose key is elsewhere is left alone, and the next step says what is missing.
+            if !ca_path(dir).exists() || ca_key_path(dir).exists() {
                 make_ca(dir)?;
             }
             make_node(dir, &files, &[])?;

@@ -57,7 +57,7 @@ async fn offer(shared: &Shared, link: Link) {
         return shared.linker.refuse(link, &refusal).await;
     };
     let (refused, answer) = oneshot::channel();
-    if let Err(offer) = peer.offer(Offer { link, refused }) {
+    if let Err(offer) = peer.offer(Box::new(Offer { link, refused })) {
         return shared.linker.refuse(offer.link, &Refusal::Busy).await;
     }
     if let Ok((link, refusal)) = answer.await {

@@ -38,7 +38,7 @@ pub(crate) struct Driver {
     parts: Parts,
     own_is_lower: bool,
     wanted: watch::Receiver<Wanted>,
-    offers: mpsc::Receiver<Offer>,
+    offers: mpsc::Receiver<Box<Offer>>,
     connection: Connection,
     /// Lanes so far: the number of the current one.
     lanes: u64,
@@ -70,7 +70,7 @@ enum End {
 }
 
 impl Driver {
-    pub(crate) fn new(peer: Arc<Peer>, offers: mpsc::Receiver<Offer>, parts: Parts, own_is_lower: bool) -> Driver {
+    pub(crate) fn new(peer: Arc<Peer>, offers: mpsc::Receiver<Box<Offer>>, parts: Parts, own_is_lower: bool) -> Driver {
         let wanted = peer.wanted.subscribe();
         Driver { peer, parts, own_is_lower, wanted, offers, connection: Connection::Idle, lanes: 0, next_address: 0 }
     }
@@ -81,7 +81,7 @@ impl Driver {
             loop {
                 let end = self.serve(established).await;
                 let Some(End::Replaced(offer)) = end else { break };
-                match self.take(*offer).await {
+                match self.take(offer).await {
                     Some(next) => established = next,
                     None => break,
                 }
@@ -192,7 +192,7 @@ impl Driver {
     }
 
     /// Whether to take what the peer dialled; when not, it goes back to be told.
-    fn judge(&self, offer: Offer) -> Option<Offer> {
+    fn judge(&self, offer: Box<Offer>) -> Option<Box<Offer>> {
         let verdict = self.connection.offered(self.own_is_lower, offer.link.peer.instance);
         if verdict == Verdict::Accept {
             return Some(offer);
@@ -202,7 +202,7 @@ impl Driver {
         None
     }
 
-    async fn take(&self, offer: Offer) -> Option<Established> {
+    async fn take(&self, offer: Box<Offer>) -> Option<Established> {
         let mut link = offer.link;
         if self.parts.linker.accept(&mut link).await {
             return Some(Established { link, dialled: Dialled::ByPeer });
@@ -267,7 +267,7 @@ impl Driver {
                 }
                 Some(offer) = self.offers.recv() => {
                     if let Some(offer) = self.judge(offer) {
-                        return End::Replaced(Box::new(offer));
+                        return End::Replaced(offer);
                     }
                 }
                 _ = ticks.tick() => {

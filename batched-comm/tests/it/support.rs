@@ -2,13 +2,17 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use batched_comm::{
     Address, BindError, Endpoint, EndpointConfig, Identity, Mailbox, MemoryCa, Message, PeerEvent, PeerState, Request,
     rkyv,
 };
+use tokio::net::UdpSocket;
 use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// No test waits longer for anything.
@@ -124,4 +128,68 @@ pub fn echo(mut mailbox: Mailbox) {
             let _ = incoming.reply(&note);
         }
     });
+}
+
+/// A wire between a dialling endpoint and a target, which can be cut without a word to either.
+pub struct Relay {
+    address: SocketAddr,
+    target: Arc<Mutex<SocketAddr>>,
+    is_cut: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    pub async fn to(target: SocketAddr) -> Relay {
+        let near = UdpSocket::bind(any_port()).await.unwrap();
+        let far = UdpSocket::bind(any_port()).await.unwrap();
+        let address = near.local_addr().unwrap();
+        let target = Arc::new(Mutex::new(target));
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(forward(near, far, target.clone(), is_cut.clone()));
+        Relay { address, target, is_cut, task }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn cut(&self, cut: bool) {
+        self.is_cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// The target has moved, and whoever dials does not see it.
+    pub fn aim_at(&self, target: SocketAddr) {
+        *self.target.lock().unwrap() = target;
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn forward(near: UdpSocket, far: UdpSocket, target: Arc<Mutex<SocketAddr>>, is_cut: Arc<AtomicBool>) {
+    let (mut there, mut back) = (vec![0; 65_536], vec![0; 65_536]);
+    let mut dialler = None;
+    loop {
+        tokio::select! {
+            received = near.recv_from(&mut there) => {
+                let Ok((bytes, from)) = received else { continue };
+                dialler = Some(from);
+                let to = *target.lock().unwrap();
+                if !is_cut.load(Ordering::SeqCst) {
+                    let _ = far.send_to(&there[..bytes], to).await;
+                }
+            }
+            received = far.recv_from(&mut back) => {
+                let Ok((bytes, from)) = received else { continue };
+                // What a former target still had to say is lost.
+                let passes = from == *target.lock().unwrap() && !is_cut.load(Ordering::SeqCst);
+                if let (Some(dialler), true) = (dialler, passes) {
+                    let _ = near.send_to(&back[..bytes], dialler).await;
+                }
+            }
+        }
+    }
 }
