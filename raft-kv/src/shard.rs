@@ -12,9 +12,9 @@
 //! The user's code gets the present value by reference; what it answers is put in place after it has returned,
 //! so that one that panics has changed nothing.
 
-mod archive;
-mod clients;
 mod keys;
+mod clients;
+mod archive;
 mod message;
 mod phase;
 

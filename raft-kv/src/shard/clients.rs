@@ -151,6 +151,8 @@ impl Clients {
             Ok(at) => at,
             Err(at) => {
                 let name = once.client.into_boxed_str();
+                // Most keys have one client with one request: no room for more is set aside.
+                known.clients.reserve_exact(1);
                 known.clients.insert(at, Client { name, used: now, records: Vec::new() });
                 at
             }
@@ -219,6 +221,7 @@ impl Client {
     fn remember(&mut self, record: Record, now: LogTime) {
         self.used = now;
         if let Err(at) = self.records.binary_search_by_key(&record.serial, |record| record.serial) {
+            self.records.reserve_exact(1);
             self.records.insert(at, record);
         }
         if self.records.len() > WINDOW {

@@ -53,7 +53,8 @@ fn a_command_has_these_bytes() {
         94000000 e0ffffff 03000000 00000000 09000000 00000000 01000000 00000000
         636c6965 6e74ffff 4d000000 00000000 08070605 04030201 00000000 ddccbbaa
         00000000 00000000 00000000 00000000
-    "#]].assert_eq(&hex(&bytes));
+    "#]]
+    .assert_eq(&hex(&bytes));
     assert_eq!(decode::<ShardCommand<ListCommand>>(&bytes).unwrap(), command);
 }
 
@@ -75,7 +76,8 @@ fn a_shard_has_these_bytes() {
         ffffffff 00000000 00000000 00000000 00000000 00000000 00000000 00000000
         00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000
         00a80f00 00000000 03000000 00000000 80feffff 03000000 78ffffff 01000000
-    "#]].assert_eq(&hex(&bytes));
+    "#]]
+    .assert_eq(&hex(&bytes));
 }
 
 #[test]
@@ -110,7 +112,8 @@ fn the_keyspaces_have_these_bytes() {
         00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000
         00000000 00000000 01000000 00000000 01000000 00000000 04000000 00000000
         d8fdffff 01000000
-    "#]].assert_eq(&hex(&encode(&keyspaces).unwrap()));
+    "#]]
+    .assert_eq(&hex(&encode(&keyspaces).unwrap()));
 }
 
 #[test]
