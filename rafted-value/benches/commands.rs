@@ -63,8 +63,7 @@ async fn group(dir: &std::path::Path, durable: bool) -> (Vec<Replica<Register>>,
     }
     let (mut replicas, mut stores) = (Vec::new(), Vec::new());
     for (name, endpoint) in names.iter().zip(&endpoints) {
-        let store =
-            if durable { Store::open(dir.join(name), name).await.unwrap() } else { Store::memory(name) };
+        let store = if durable { Store::open(dir.join(name), name).await.unwrap() } else { Store::memory(name) };
         let mut builder = Replica::<Register>::builder("bench");
         for other in &endpoints {
             builder = builder.member(other.name().as_str(), other.local_address());

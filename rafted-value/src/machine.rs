@@ -9,7 +9,7 @@
 //! User code never runs on the threads of raft and network, and never under `catch_unwind`'s absence.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -45,8 +45,14 @@ pub(crate) struct State {
     applied: Option<LogId>,
     membership: StoredMembership,
     log_time: LogTime,
-    /// The monotonic clock when `log_time` was applied.
-    log_time_at: std::time::Duration,
+}
+
+/// The last applied stamp, and the monotonic clock at that moment. It has a lock of its own, which is never held
+/// for long: the proposer reads it on a thread of the network, while a command may hold the state.
+#[derive(Clone, Copy)]
+struct LastStamp {
+    log_time: LogTime,
+    at: std::time::Duration,
 }
 
 /// What the machine shares with the group's handle.
@@ -55,6 +61,7 @@ pub(crate) struct Shared {
     factory: ValueFactory,
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
+    last_stamp: Mutex<LastStamp>,
     /// One above the last applied index, 0 before the first.
     applied: watch::Sender<u64>,
 }
@@ -67,9 +74,16 @@ impl Shared {
             applied: None,
             membership: StoredMembership::default(),
             log_time: LogTime::default(),
-            log_time_at: clock.monotonic(),
         };
-        Arc::new(Self { group, factory, clock, state: RwLock::new(state), applied: watch::Sender::new(0) })
+        let last_stamp = LastStamp { log_time: LogTime::default(), at: clock.monotonic() };
+        Arc::new(Self {
+            group,
+            factory,
+            clock,
+            state: RwLock::new(state),
+            last_stamp: Mutex::new(last_stamp),
+            applied: watch::Sender::new(0),
+        })
     }
 
     /// Applied entries: one above the last index.
@@ -78,8 +92,13 @@ impl Shared {
     }
 
     pub(crate) fn next_stamp(&self) -> LogTime {
-        let state = self.read();
-        next_stamp(state.log_time, self.clock.wall(), self.clock.monotonic().saturating_sub(state.log_time_at))
+        let last = *self.last_stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        next_stamp(last.log_time, self.clock.wall(), self.clock.monotonic().saturating_sub(last.at))
+    }
+
+    fn remember_stamp(&self, log_time: LogTime) {
+        let last = LastStamp { log_time, at: self.clock.monotonic() };
+        *self.last_stamp.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 
     /// Runs an encoded query of the value; call it on an apply thread.
@@ -147,7 +166,7 @@ impl Shared {
     fn apply_command(&self, state: &mut State, index: u64, command: Command) -> Applied {
         if command.stamp > state.log_time {
             state.log_time = command.stamp;
-            state.log_time_at = self.clock.monotonic();
+            self.remember_stamp(command.stamp);
         }
         let now = state.log_time;
         state.sessions.expire(now);
@@ -173,6 +192,16 @@ impl Shared {
         applied
     }
 
+    fn freeze(&self) -> FrozenState {
+        let state = self.read();
+        FrozenState {
+            meta: SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() },
+            log_time: state.log_time,
+            sessions: state.sessions.clone(),
+            value: state.value.freeze(),
+        }
+    }
+
     /// Replaces everything by a snapshot.
     fn restore(&self, content: SnapshotContent) -> Result<(), String> {
         let value = self.factory.restore(content.version, &content.value)?;
@@ -183,8 +212,8 @@ impl Shared {
             applied: content.meta.last_log_id,
             membership: content.meta.last_membership,
             log_time: content.log_time,
-            log_time_at: self.clock.monotonic(),
         };
+        self.remember_stamp(content.log_time);
         let applied = state.applied.map_or(0, |id| id.index + 1);
         drop(state);
         self.applied.send_replace(applied);
@@ -250,17 +279,11 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let state = self.shared.read();
-        Builder {
-            content: Some(FrozenState {
-                meta: SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() },
-                log_time: state.log_time,
-                sessions: state.sessions.clone(),
-                value: state.value.freeze(),
-            }),
-            snapshots: self.snapshots.clone(),
-            apply_threads: self.apply_threads.clone(),
-        }
+        let shared = self.shared.clone();
+        // A value that is no persistent collection is copied here: not on a thread of the network. What cannot
+        // be frozen, because the runtime shuts down, is an error when it is built.
+        let content = self.on_apply_threads(move || shared.freeze()).await.ok();
+        Builder { content, snapshots: self.snapshots.clone(), apply_threads: self.apply_threads.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
@@ -304,7 +327,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let Some(frozen) = self.content.take() else {
-            return Err(io::Error::other("this snapshot was built already"));
+            return Err(io::Error::other("there is no state to build this snapshot from"));
         };
         let meta = frozen.meta.clone();
         let encode = move || frozen.encode();

@@ -6,7 +6,9 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 
-const CALLS: u64 = 120;
+/// Calls before the workload, so that segments are reclaimed and used again in it.
+const CALLS_BEFORE: u64 = 600;
+const CALLS: u64 = 100;
 
 /// What happened before power was lost.
 struct Run {
@@ -14,16 +16,19 @@ struct Run {
     states: Vec<Everything>,
     /// The last of them that was told to be durable.
     durable: Arc<AtomicUsize>,
+    copied_bytes: u64,
 }
 
 /// Makes calls and steps by chance until the disk fails, or all are made.
-fn run(disk: &FaultyDisk, start: Everything, seed: u64) -> Result<Run, WalError> {
+fn run(disk: &FaultyDisk, start: Everything, seed: u64, calls: u64) -> Result<Run, WalError> {
     let mut random = StdRng::seed_from_u64(seed);
     let (wal, mut appender) = try_open(disk)?;
     assert_eq!(everything(&wal), start, "seed {seed}");
     let durable = Arc::new(AtomicUsize::new(0));
     let mut states = vec![start];
-    for serial in 0..CALLS {
+    // Many batches of few records, or few that are sealed because they are long.
+    let steps = [0.04, 0.1, 0.5, 0.9][seed as usize % 4];
+    for serial in 0..calls {
         let before = &states[states.len() - 1];
         let call = before.random_call(&mut random, serial + 1000 * seed);
         let after = before.apply(&call);
@@ -37,18 +42,24 @@ fn run(disk: &FaultyDisk, start: Everything, seed: u64) -> Result<Run, WalError>
                 }
             }),
         );
-        // Many batches of few records, and some that are sealed because they are long.
-        if random.random_range(0..100) < 60 && step_all(&mut appender) == Step::Stopped {
+        if random.random_bool(steps) && step_all(&mut appender) == Step::Stopped {
             break;
         }
     }
     wal.close();
     step_all(&mut appender);
-    Ok(Run { states, durable })
+    Ok(Run { states, durable, copied_bytes: wal.stats().copied_bytes })
+}
+
+/// A log that has been in use for a while, and what it knows.
+fn used(seed: u64) -> (FaultyDisk, Everything) {
+    let disk = FaultyDisk::default();
+    let mut run = run(&disk, Everything::default(), seed, CALLS_BEFORE).unwrap();
+    (disk, run.states.pop().unwrap())
 }
 
 impl Run {
-    /// Which state this is, if it is one that may be found.
+    /// Whether this is a state that may be found.
     fn check(&self, found: &Everything) -> Result<(), String> {
         let durable = self.durable.load(Ordering::SeqCst);
         match self.states[durable..].contains(found) {
@@ -59,61 +70,83 @@ impl Run {
     }
 }
 
-fn check_crash(disk: &FaultyDisk, run: &Run, seed: u64, context: &str) {
-    // Once more while it recovers: at any of its first operations, or not at all.
-    let mut disk = disk.restart(seed);
-    disk.fail_at(seed % 7, Fault::Crash);
-    if try_open(&disk).is_err() {
-        assert!(disk.crashed(), "{context}: {}", try_open(&disk.reopen()).err().unwrap());
-        disk = disk.restart(seed + 1);
-    } else {
-        disk = disk.reopen();
-    }
-    let (wal, appender) = try_open(&disk).unwrap_or_else(|error| panic!("{context}: {error}"));
-    let found = everything(&wal);
-    run.check(&found).unwrap_or_else(|error| panic!("{context}: {error}: {found:#?}"));
-    drop((wal, appender));
-    // What was served stays, also if power is lost right then; and the log goes on.
-    let disk = disk.restart(seed + 2);
-    let again = super::crash::run(&disk, found, seed + 3).unwrap_or_else(|error| panic!("{context}: {error}"));
-    let (wal, _appender) = open(&disk.restart(seed));
-    assert_eq!(everything(&wal), *again.states.last().unwrap(), "{context}: after going on and closing");
+/// The disk after a loss of power, or after a kill of the process, which loses nothing and syncs nothing.
+fn after_crash(disk: &FaultyDisk, seed: u64) -> FaultyDisk {
+    if seed.is_multiple_of(4) { disk.reopen() } else { disk.restart(seed) }
 }
 
-#[test]
-fn a_crash_at_any_write_or_sync_loses_nothing_durable() {
-    for seed in 0..6 {
-        let disk = FaultyDisk::default();
-        run(&disk, Everything::default(), seed).unwrap();
-        let operations = disk.operations();
-        assert!(operations > 100, "{operations}");
-        for at in 0..operations {
-            let disk = FaultyDisk::default();
-            disk.fail_at(at, Fault::Crash);
-            let context = format!("seed {seed}, power lost at {at}");
-            match run(&disk, Everything::default(), seed) {
-                Ok(run) => check_crash(&disk, &run, seed * 1000 + at, &context),
-                Err(error) => {
-                    assert!(disk.crashed(), "{context}: {error}");
-                    assert_eq!(everything(&open(&disk.restart(at)).0), Everything::default(), "{context}");
-                }
-            }
+fn check_crash(crashed: &FaultyDisk, run: &Run, seed: u64, context: &str) {
+    for seed in seed..seed + 4 {
+        let context = format!("{context}, restart {seed}");
+        let mut disk = after_crash(crashed, seed);
+        // Once more while it recovers: at any of its first operations, or not at all.
+        disk.fail_at(seed % 9, Fault::Crash);
+        disk = match try_open(&disk) {
+            Err(error) if !disk.crashed() => panic!("{context}: {error}"),
+            Err(_) => after_crash(&disk, seed + 1),
+            Ok(_) => disk.reopen(),
+        };
+        let (wal, _appender) = try_open(&disk).unwrap_or_else(|error| panic!("{context}: {error}"));
+        let found = everything(&wal);
+        run.check(&found).unwrap_or_else(|error| panic!("{context}: {error}: {found:#?}"));
+        // What was served stays, also if power is lost right then.
+        let disk = disk.restart(seed + 2);
+        if seed.is_multiple_of(4) {
+            go_on(&disk, found, seed + 3, &context);
+        } else {
+            assert_eq!(everything(&open(&disk).0), found, "{context}: after serving it");
         }
     }
 }
 
+fn go_on(disk: &FaultyDisk, found: Everything, seed: u64, context: &str) {
+    let again = run(disk, found, seed, CALLS).unwrap_or_else(|error| panic!("{context}: {error}"));
+    let (wal, _appender) = open(&disk.restart(seed));
+    assert_eq!(everything(&wal), *again.states.last().unwrap(), "{context}: after going on and closing");
+}
+
+/// Runs the workload with a fault at each operation in turn; how much of the oldest segments it copies.
+fn with_each_operation_failing(seed: u64, fault: Fault) -> u64 {
+    let (base, start) = used(seed);
+    let whole = base.reopen();
+    let copied_bytes = run(&whole, start.clone(), seed, CALLS).unwrap().copied_bytes;
+    for at in 0..whole.operations() {
+        let disk = base.reopen();
+        disk.fail_at(at, fault);
+        let context = format!("seed {seed}, {fault:?} at {at}");
+        match run(&disk, start.clone(), seed, CALLS) {
+            Ok(run) => check_crash(&disk, &run, seed * 1000 + at * 4, &context),
+            // While it was opened.
+            Err(_) => assert_eq!(everything(&open(&disk.restart(at)).0), start, "{context}"),
+        }
+    }
+    copied_bytes
+}
+
 #[test]
-fn a_failed_operation_anywhere_loses_nothing_durable() {
-    for seed in 0..3 {
-        let disk = FaultyDisk::default();
-        run(&disk, Everything::default(), seed).unwrap();
-        for at in 0..disk.operations() {
+fn power_lost_at_any_operation_loses_nothing_durable() {
+    let copied_bytes: u64 = (0..5).map(|seed| with_each_operation_failing(seed, Fault::Crash)).sum();
+    assert!(copied_bytes > 0, "nothing was reclaimed");
+}
+
+#[test]
+fn any_operation_that_fails_loses_nothing_durable() {
+    let copied_bytes: u64 = (0..3).map(|seed| with_each_operation_failing(seed, Fault::Fail)).sum();
+    assert!(copied_bytes > 0, "nothing was reclaimed");
+}
+
+#[test]
+fn power_lost_while_a_log_is_made_leaves_none_or_all() {
+    for at in 0..8 {
+        for seed in 0..20 {
             let disk = FaultyDisk::default();
-            disk.fail_at(at, Fault::Fail);
-            // What fails while a new log is made leaves none.
-            let Ok(run) = run(&disk, Everything::default(), seed) else { continue };
-            let context = format!("seed {seed}, failure at {at}");
-            check_crash(&disk, &run, seed * 1000 + at, &context);
+            disk.fail_at(at, Fault::Crash);
+            let opened = try_open(&disk);
+            assert!(opened.is_ok() || disk.crashed());
+            drop(opened);
+            let disk = after_crash(&disk, seed);
+            assert_eq!(everything(&open(&disk).0), Everything::default());
+            go_on(&disk, Everything::default(), seed, "a new log");
         }
     }
 }
@@ -135,4 +168,43 @@ fn a_killed_process_finds_what_it_wrote() {
         let found = everything(&open(&disk.reopen()).0);
         assert_eq!(found, everything(&wal), "seed {seed}");
     }
+}
+
+#[test]
+fn a_segment_is_kept_until_what_frees_it_is_durable() {
+    let disk = FaultyDisk::default();
+    let (wal, mut appender) = open(&disk);
+    wal.create(replica(1), nobody());
+    let first: Vec<_> = (0..4).map(|index| entry(1, index, &[1; 1000])).collect();
+    wal.append(1, first.clone(), nobody());
+    step_all(&mut appender);
+    // Replica 1 alone is in the first segment, and everything that follows in others.
+    let mut next = 0;
+    let mut fill = |wal: &Wal| {
+        wal.append(2, vec![entry(1, next, &[2; 1000])], nobody());
+        next += 1;
+    };
+    (0..8).for_each(|index| wal.append(1, vec![entry(1, 4 + index, &[1; 1000])], nobody()));
+    step_all(&mut appender);
+    wal.create(replica(2), nobody());
+    (0..16).for_each(|_| fill(&wal));
+    step_all(&mut appender);
+    // Many batches wait, and behind them what makes the first segment useless.
+    (0..60).for_each(|_| fill(&wal));
+    wal.remove(1, nobody());
+    (0..30).for_each(|_| fill(&wal));
+    let mut steps = 0;
+    while appender.step() == Step::Wrote {
+        steps += 1;
+        for found in [disk.reopen(), disk.restart(steps)] {
+            let (found, _appender) = open(&found);
+            if found.state(1).is_some() {
+                assert_eq!(entries(&found, 1)[..4], first, "after {steps} batches");
+            } else {
+                let last = found.state(2).unwrap().last.unwrap();
+                assert!(last.index >= 75, "{last:?} after {steps} batches");
+            }
+        }
+    }
+    assert!(steps > 8, "{steps}");
 }
