@@ -1,37 +1,35 @@
 //! What users hold: binds the socket, knows the peers, owns all tasks.
 
 mod accept;
+mod shared;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rkyv::util::AlignedVec;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::sync::{broadcast, oneshot};
-use tokio::task::JoinSet;
+use tokio::runtime;
+use tokio::sync::broadcast;
 use tokio::time::timeout;
 
-use crate::bulk::{BulkListener, BulkRegistry, BulkSender};
+use crate::bulk::{BulkListener, BulkSender};
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{BindError, BulkError, CallError, ConnectError, EncodeError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
 use crate::link::{Close, Linker, transport};
-use crate::mailbox::{Answer, Incoming, Mailbox, Registry, ReplyHandle};
+use crate::mailbox::Mailbox;
 use crate::message::{self, Body, Message, Request};
 use crate::name::{Address, ClusterId, NodeName};
-use crate::peer::{Driver, MAX_ADDRESSES, Parts, Peer, PeerEvent, PeerStatus, Stop, Wanted, refused_call};
+use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerStatus, Stop};
 use crate::tls::Identity;
 
-/// Peers that are known at once; who comes beyond is turned away.
-pub const MAX_PEERS: usize = 4096;
+pub use shared::MAX_PEERS;
+use shared::{Shared, Target};
 
-/// Events that a slow listener may fall behind before it misses some.
-const EVENT_BACKLOG: usize = 1024;
 /// More only lets queues grow.
 const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
 /// How long `shutdown` waits for peers to take what is left.
@@ -59,21 +57,6 @@ impl Drop for Handle {
     }
 }
 
-struct Shared {
-    name: NodeName,
-    address: SocketAddr,
-    config: EndpointConfig,
-    batching: Mutex<Batching>,
-    linker: Arc<Linker>,
-    registry: Arc<Registry>,
-    bulk_registry: Arc<BulkRegistry>,
-    peers: RwLock<HashMap<NodeName, Arc<Peer>>>,
-    events: broadcast::Sender<PeerEvent>,
-    /// All tasks; `None` once the endpoint is shut down.
-    tasks: Mutex<Option<JoinSet<()>>>,
-    closed: AtomicBool,
-}
-
 impl Endpoint {
     /// Listens on `address` (port 0: any free one) with the default settings.
     ///
@@ -94,6 +77,7 @@ impl Endpoint {
     ) -> Result<Endpoint, BindError> {
         let (server, client) = tls_configs(&identity, &config)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
+        let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::AddressInUse { address },
             _ => BindError::Socket { address, source },
@@ -104,19 +88,9 @@ impl Endpoint {
         let local_address = quic.local_addr().map_err(failed)?;
         let instance = config.instance().unwrap_or_else(rand::random);
         let own = Introduction { name: identity.name().clone(), cluster: None, instance };
-        let shared = Arc::new(Shared {
-            name: identity.name().clone(),
-            address: local_address,
-            batching: Mutex::new(config.batching()),
-            linker: Arc::new(Linker::new(quic, client, own, config.hello_timeout())),
-            registry: Arc::default(),
-            bulk_registry: Arc::default(),
-            peers: RwLock::default(),
-            events: broadcast::Sender::new(EVENT_BACKLOG),
-            tasks: Mutex::new(Some(JoinSet::new())),
-            closed: AtomicBool::new(false),
-            config,
-        });
+        let linker = Linker::new(quic, client, own, config.hello_timeout());
+        let name = identity.name().clone();
+        let shared = Arc::new(Shared::new(name, local_address, linker, config, handle));
         shared.spawn(accept::run(shared.clone()));
         Ok(Endpoint { handle: Arc::new(Handle { shared }) })
     }
@@ -175,8 +149,7 @@ impl Endpoint {
 
     /// Forgets a peer and closes its connections. It may come back by dialling.
     pub fn remove_peer(&self, name: &NodeName) {
-        let mut peers = self.shared().peers.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(peer) = peers.remove(name) {
+        if let Some(peer) = self.shared().take_peer(name) {
             peer.want(|wanted| wanted.stop = Some(Stop::Removed));
         }
     }
@@ -314,15 +287,34 @@ impl Endpoint {
         }
     }
 
-    /// Casts one message to many; it is encoded once. Waits for nobody: a peer with too much waiting is
-    /// answered [`SendError::Full`].
+    /// Casts one message to many: encoded once, and one copy to each node, however many of its mailboxes
+    /// are meant. Waits for nobody: for a peer with too much waiting, the result is [`SendError::Full`].
     pub async fn broadcast<M: Message>(&self, to: &[Address], message: &M) -> Vec<(Address, Result<(), SendError>)> {
-        let encoded = message::encode(message).map_err(SendError::Encode);
-        let send = |address: &Address| match &encoded {
-            Ok(body) => self.try_cast_bytes(address, M::TYPE, body),
-            Err(error) => Err(error.clone()),
+        let body = match message::encode(message) {
+            Ok(body) => body,
+            Err(error) => return to.iter().map(|address| (address.clone(), Err(error.clone().into()))).collect(),
         };
-        to.iter().map(|address| (address.clone(), send(address))).collect()
+        let mut by_node: BTreeMap<&NodeName, Vec<usize>> = BTreeMap::new();
+        for (index, address) in to.iter().enumerate() {
+            by_node.entry(&address.node).or_default().push(index);
+        }
+        let mut results: Vec<_> = to.iter().map(|address| (address.clone(), Ok(()))).collect();
+        for (node, indexes) in by_node {
+            let node_results = match self.shared().target(node) {
+                Err(error) => vec![Err(error); indexes.len()],
+                Ok(Target::Local) => {
+                    indexes.iter().map(|index| self.shared().cast_local(&to[*index], M::TYPE, body.clone())).collect()
+                }
+                Ok(Target::Peer(peer)) => {
+                    let mailboxes: Vec<_> = indexes.iter().map(|index| &to[*index].mailbox).collect();
+                    peer.try_cast_many(&mailboxes, M::TYPE, &body)
+                }
+            };
+            for (index, result) in indexes.into_iter().zip(node_results) {
+                results[index].1 = result;
+            }
+        }
+        results
     }
 
     /// All peers, by name.
@@ -340,12 +332,12 @@ impl Endpoint {
 
     /// When batches leave.
     pub fn batching(&self) -> Batching {
-        *self.shared().batching.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.shared().batching()
     }
 
     /// Changes when batches leave, for all peers, from the next message on.
     pub fn set_batching(&self, batching: Batching) {
-        *self.shared().batching.lock().unwrap_or_else(PoisonError::into_inner) = batching;
+        *self.shared().batching() = batching;
         for peer in self.shared().all_peers() {
             peer.set_limits(batching);
         }
@@ -397,7 +389,7 @@ impl Endpoint {
     /// with it; mailboxes end.
     pub async fn shutdown(&self) {
         let shared = self.shared();
-        shared.closed.store(true, Ordering::SeqCst);
+        shared.begin_close();
         let peers = shared.all_peers();
         for peer in &peers {
             peer.want(|wanted| wanted.stop = Some(Stop::ShutDown));
@@ -421,136 +413,6 @@ impl Endpoint {
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Endpoint({} at {})", self.name(), self.local_address())
-    }
-}
-
-enum Target {
-    Local,
-    Peer(Arc<Peer>),
-}
-
-impl Shared {
-    fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
-    }
-
-    fn peer(&self, name: &NodeName) -> Option<Arc<Peer>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
-    }
-
-    fn all_peers(&self) -> Vec<Arc<Peer>> {
-        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.values().cloned().collect()
-    }
-
-    /// `None` for this node itself, beyond the bound, and after the end.
-    fn peer_or_new(&self, name: &NodeName) -> Option<Arc<Peer>> {
-        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(peer) = peers.get(name) {
-            return Some(peer.clone());
-        }
-        if *name == self.name || peers.len() >= MAX_PEERS || self.is_closed() {
-            return None;
-        }
-        let cluster = self.linker.own().cluster;
-        let wanted = Wanted { cluster, ..Wanted::default() };
-        let batching = *self.batching.lock().unwrap_or_else(PoisonError::into_inner);
-        let (peer, offers) = Peer::new(name.clone(), &self.config, batching, wanted);
-        let parts = Parts {
-            linker: self.linker.clone(),
-            registry: self.registry.clone(),
-            events: self.events.clone(),
-            config: self.config.clone(),
-        };
-        let driver = Driver::new(peer.clone(), offers, parts, self.name < *name);
-        self.spawn(driver.run());
-        peers.insert(name.clone(), peer.clone());
-        Some(peer)
-    }
-
-    fn target(&self, node: &NodeName) -> Result<Target, SendError> {
-        if self.is_closed() {
-            return Err(SendError::ShutDown);
-        }
-        if *node == self.name {
-            return Ok(Target::Local);
-        }
-        let peer = self.peer(node).ok_or_else(|| SendError::UnknownPeer { peer: node.clone() })?;
-        Ok(Target::Peer(peer))
-    }
-
-    fn cast_local(&self, to: &Address, type_number: u32, body: Body) -> Result<(), SendError> {
-        self.deliver_local(to, type_number, body, None)
-    }
-
-    async fn call_local(
-        &self,
-        to: &Address,
-        type_number: u32,
-        body: Body,
-        within: Duration,
-    ) -> Result<Body, CallError> {
-        let (sender, answer) = oneshot::channel();
-        let reply = ReplyHandle::local(self.name.clone(), sender);
-        self.deliver_local(to, type_number, body, Some(reply))?;
-        let peer = self.name.clone();
-        match timeout(within, answer).await {
-            Ok(Ok(Answer::Reply(body))) => Ok(body),
-            Ok(Ok(Answer::Refused(refused))) => Err(refused_call(peer, &to.mailbox, refused)),
-            Ok(_) => Err(CallError::Unanswered { peer }),
-            Err(_) => Err(CallError::Timeout { peer, after: within }),
-        }
-    }
-
-    fn deliver_local(
-        &self,
-        to: &Address,
-        type_number: u32,
-        body: Body,
-        reply: Option<ReplyHandle>,
-    ) -> Result<(), SendError> {
-        let max_bytes = self.config.max_message_bytes();
-        if body.len() > max_bytes {
-            return Err(SendError::TooLarge { given_bytes: body.len(), max_bytes });
-        }
-        let incoming = Incoming::new(self.name.clone(), type_number, body, reply);
-        let delivered = self.registry.mailboxes().deliver(to.mailbox.as_str(), incoming);
-        match delivered {
-            Ok(waker) => {
-                waker.into_iter().for_each(std::task::Waker::wake);
-                Ok(())
-            }
-            Err((_, refused)) => match refused_call(self.name.clone(), &to.mailbox, refused) {
-                CallError::NotSent(error) => Err(error),
-                _ => Err(SendError::ShutDown),
-            },
-        }
-    }
-
-    async fn connect_bulk(&self, address: SocketAddr, name: &NodeName) -> Result<quinn::Connection, BulkError> {
-        let reached = self.linker.reach(address, Some(name)).await?;
-        let link = self.linker.greet(reached, Purpose::Bulk).await?;
-        Ok(link.connection)
-    }
-
-    /// Runs a task until the endpoint ends; after that, does nothing.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tasks) = tasks.as_mut() {
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn(task);
-        }
-    }
-
-    /// Ends all tasks and connections now.
-    fn stop(&self, why: Close) {
-        self.closed.store(true, Ordering::SeqCst);
-        self.linker.quic().close(why.code(), b"the node is shut down");
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // Dropping the set aborts what is in it.
-        drop(tasks);
-        self.registry.close();
-        self.bulk_registry.close();
     }
 }
 

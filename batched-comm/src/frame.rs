@@ -27,8 +27,14 @@ pub(crate) const FRAME_HEADER_BYTES: usize = 24;
 /// The bytes of frames that a batch may have: one message more than its limit, with header and padding.
 pub(crate) const MAX_BATCH_FRAMES_BYTES: usize = MAX_BATCH_BYTES
     + MAX_MESSAGE_BYTES
-    + (FRAME_HEADER_BYTES + MAX_MAILBOX_NAME_BYTES).next_multiple_of(ALIGNMENT)
+    + (FRAME_HEADER_BYTES + MAX_JOINED_NAMES_BYTES).next_multiple_of(ALIGNMENT)
     + ALIGNMENT;
+
+/// Stands between the mailboxes of a [`Kind::CastMany`]; no mailbox's name contains it.
+pub(crate) const MAILBOX_SEPARATOR: char = ',';
+
+/// The names of a [`Kind::CastMany`] are together at most this long.
+pub(crate) const MAX_JOINED_NAMES_BYTES: usize = 255;
 
 const MAGIC: u16 = 0xba7c;
 const VERSION: u8 = 1;
@@ -46,6 +52,8 @@ pub(crate) enum Kind {
     Reply = 3,
     /// No answer to a call, and why: a [`Refused`] in the type's place.
     Refused = 4,
+    /// A cast to several mailboxes, whose names are joined by [`MAILBOX_SEPARATOR`].
+    CastMany = 5,
 }
 
 /// Why a call gets no answer from its receiver.
@@ -75,7 +83,7 @@ impl Refused {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Head<'a> {
     pub kind: Kind,
-    /// Empty for answers.
+    /// Empty for answers; several for [`Kind::CastMany`].
     pub mailbox: &'a str,
     /// The message's number, or the number of a [`Refused`].
     pub type_number: u32,
@@ -115,7 +123,7 @@ pub(crate) fn batch_header(messages: u32, frames_bytes: u32) -> [u8; BATCH_HEADE
 pub(crate) fn frame_header(head: &Head<'_>, body_bytes: u32) -> [u8; FRAME_HEADER_BYTES] {
     let mut header = [0; FRAME_HEADER_BYTES];
     header[0] = head.kind as u8;
-    // A mailbox's name has at most 64 bytes.
+    // One name has at most 64 bytes, joined ones 255.
     header[1] = head.mailbox.len() as u8;
     header[4..8].copy_from_slice(&head.type_number.to_le_bytes());
     header[8..16].copy_from_slice(&head.call.to_le_bytes());
@@ -203,11 +211,16 @@ fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), FrameError> {
         2 => Kind::Call,
         3 => Kind::Reply,
         4 => Kind::Refused,
+        5 => Kind::CastMany,
         other => return Err(FrameError::Kind(other)),
     };
     let mailbox_bytes = header[1] as usize;
-    let named = matches!(kind, Kind::Cast | Kind::Call);
-    if named != (mailbox_bytes > 0) || mailbox_bytes > MAX_MAILBOX_NAME_BYTES {
+    let allowed = match kind {
+        Kind::Cast | Kind::Call => 1..=MAX_MAILBOX_NAME_BYTES,
+        Kind::CastMany => 1..=MAX_JOINED_NAMES_BYTES,
+        Kind::Reply | Kind::Refused => 0..=0,
+    };
+    if !allowed.contains(&mailbox_bytes) {
         return Err(FrameError::MailboxName);
     }
     let body_bytes = number_u32(header, 16) as usize;
@@ -284,7 +297,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let long = "m".repeat(MAX_MAILBOX_NAME_BYTES);
-        let heads = [CALL, REPLY, Head { kind: Kind::Cast, mailbox: &long, type_number: 9, call: 0 }];
+        let many = vec!["m"; 128].join(",");
+        let heads = [
+            CALL,
+            REPLY,
+            Head { kind: Kind::Cast, mailbox: &long, type_number: 9, call: 0 },
+            Head { kind: Kind::CastMany, mailbox: &many, type_number: 9, call: 0 },
+        ];
         let frames: Vec<_> = heads.iter().map(|head| frame(head, b"0123456789abcdefg")).collect();
         let bytes = batch(&frames);
         for cut in 0..bytes.len() {
@@ -304,7 +323,7 @@ mod tests {
             (0, 0xff, "a batch begins with 0xbaff instead of 0xba7c"),
             (2, 9, "batch version 9 is not known, 1 is"),
             (3, 1, "compression 1 is not known, 0 (none) is"),
-            (11, 0xff, "a batch of 4278190128 bytes: at most 9437296 are allowed"),
+            (11, 0xff, "a batch of 4278190128 bytes: at most 9437488 are allowed"),
             (8, 0x40, "the frames of a batch do not fill it: two sizes without compression"),
             (4, 0, "the frames of a batch do not fill it: bytes after the last frame"),
             (4, 2, "the frames of a batch do not fill it: a frame is longer than its batch"),

@@ -227,7 +227,7 @@ impl ReplyHandle {
                 encode(&mut buffer)?;
                 let answer = match kind {
                     Kind::Refused => Answer::Refused(Refused::from_number(type_number)),
-                    Kind::Reply | Kind::Cast | Kind::Call => Answer::Reply(buffer.into()),
+                    Kind::Reply | Kind::Cast | Kind::CastMany | Kind::Call => Answer::Reply(buffer.into()),
                 };
                 let gone = SendError::NotConnected { peer: node, last_error: None };
                 caller.send(answer).map_err(|_| gone)

@@ -21,7 +21,7 @@ use crate::bulk::BulkLink;
 use crate::calls::{Calls, MAX_CALLS};
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{CallError, EncodeError, Refusal, SendError};
-use crate::frame::{Head, Kind, Refused};
+use crate::frame::{Head, Kind, MAILBOX_SEPARATOR, MAX_JOINED_NAMES_BYTES, Refused};
 use crate::link::Link;
 use crate::mailbox::Answer;
 use crate::message::Body;
@@ -306,6 +306,39 @@ impl Peer {
     ) -> Result<(), SendError> {
         let head = Head { kind: Kind::Cast, mailbox: mailbox.as_str(), type_number, call: 0 };
         self.cast_result(self.outbox.push(&head, Urgency::Message, encode))
+    }
+
+    /// The same to several mailboxes: one copy, unless their names are too many for one frame.
+    pub(crate) fn try_cast_many(
+        &self,
+        mailboxes: &[&MailboxName],
+        type_number: u32,
+        body: &[u8],
+    ) -> Vec<Result<(), SendError>> {
+        let mut results = Vec::with_capacity(mailboxes.len());
+        let mut rest = mailboxes;
+        while let Some((first, others)) = rest.split_first() {
+            let mut names = first.to_string();
+            let mut count = 1;
+            for name in others {
+                if names.len() + 1 + name.as_str().len() > MAX_JOINED_NAMES_BYTES {
+                    break;
+                }
+                names.push(MAILBOX_SEPARATOR);
+                names.push_str(name.as_str());
+                count += 1;
+            }
+            let kind = if count == 1 { Kind::Cast } else { Kind::CastMany };
+            let head = Head { kind, mailbox: &names, type_number, call: 0 };
+            let pushed = self.outbox.push(&head, Urgency::Message, |buffer| {
+                buffer.extend_from_slice(body);
+                Ok(())
+            });
+            let result = self.cast_result(pushed);
+            results.extend(std::iter::repeat_n(result, count));
+            rest = &rest[count..];
+        }
+        results
     }
 
     fn cast_result(&self, pushed: Result<(), PushError>) -> Result<(), SendError> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::Shared;
+use super::shared::Shared;
 use crate::bulk;
 use crate::error::Refusal;
 use crate::hello::Purpose;

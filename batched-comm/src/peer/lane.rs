@@ -16,7 +16,7 @@ use crate::calls::Delivered;
 use crate::error::FrameError;
 use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Batch, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
 use crate::link::describe;
-use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
+use crate::mailbox::{Answer, Incoming, Mailboxes, Registry, ReplyHandle};
 use crate::message::Body;
 
 /// The receive buffer of an idle lane; it grows as bytes come, never because a length is claimed.
@@ -159,6 +159,14 @@ impl Delivery {
                     continue;
                 }
                 Kind::Cast => None,
+                Kind::CastMany => {
+                    for mailbox in head.mailbox.split(frame::MAILBOX_SEPARATOR) {
+                        let body = Body::copy_from(frame.body);
+                        let incoming = Incoming::new(self.peer.name.clone(), head.type_number, body, None);
+                        dropped += deliver(&mailboxes, mailbox, incoming);
+                    }
+                    continue;
+                }
                 Kind::Call => {
                     let outbox = self.peer.outbox.clone();
                     Some(ReplyHandle::remote(outbox, self.lane, head.call))
@@ -166,14 +174,7 @@ impl Delivery {
             };
             let body = Body::copy_from(frame.body);
             let incoming = Incoming::new(self.peer.name.clone(), head.type_number, body, reply);
-            match mailboxes.deliver(head.mailbox, incoming) {
-                Ok(waker) => waker.into_iter().for_each(std::task::Waker::wake),
-                Err((incoming, refused)) => {
-                    dropped += 1;
-                    let (_, _, _, reply) = incoming.into_parts();
-                    reply.into_iter().for_each(|reply| reply.refuse(refused));
-                }
-            }
+            dropped += deliver(&mailboxes, head.mailbox, incoming);
         }
         self.peer.stats.dropped(dropped);
         Ok(())
@@ -196,5 +197,20 @@ impl Delivery {
         drop(calls);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.peer.stats.dropped(late);
+    }
+}
+
+/// Delivers one message; answers how many were dropped.
+fn deliver(mailboxes: &Mailboxes<'_>, mailbox: &str, incoming: Incoming) -> u64 {
+    match mailboxes.deliver(mailbox, incoming) {
+        Ok(waker) => {
+            waker.into_iter().for_each(std::task::Waker::wake);
+            0
+        }
+        Err((incoming, refused)) => {
+            let (_, _, _, reply) = incoming.into_parts();
+            reply.into_iter().for_each(|reply| reply.refuse(refused));
+            1
+        }
     }
 }

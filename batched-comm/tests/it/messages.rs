@@ -248,3 +248,37 @@ async fn at_the_bound_a_cast_waits_and_a_try_cast_is_refused() {
         assert_eq!(incoming.decode::<Note>().unwrap().number, n);
     }
 }
+
+#[tokio::test]
+async fn a_broadcast_to_many_mailboxes_of_a_node_is_one_copy() {
+    let (a, b) = pair().await;
+    let mut mailboxes: Vec<_> = (0..10).map(|n| b.mailbox(&format!("in{n}"), 10).unwrap()).collect();
+    let mut to: Vec<_> = mailboxes.iter().map(|mailbox| at(&b, mailbox.name().as_str())).collect();
+    to.push(at(&b, "nobody"));
+    let before = a.peers()[0].traffic;
+    assert!(a.broadcast(&to, &note(5)).await.iter().all(|(_, result)| result.is_ok()));
+    for mailbox in &mut mailboxes {
+        let incoming = soon("a message", mailbox.recv()).await.unwrap();
+        assert_eq!(incoming.decode::<Note>().unwrap(), note(5));
+    }
+    eventually("the count", || a.peers()[0].traffic.since(&before).messages_sent == 1).await;
+    eventually("the drop", || b.peers()[0].traffic.messages_dropped == 1).await;
+    // Names that do not fit into one frame go in several.
+    let long: Vec<_> = (0..9).map(|n| b.mailbox(&format!("{n}{}", "x".repeat(60)), 10).unwrap()).collect();
+    let to: Vec<_> = long.iter().map(|mailbox| at(&b, mailbox.name().as_str())).collect();
+    assert!(a.broadcast(&to, &note(6)).await.iter().all(|(_, result)| result.is_ok()));
+    for mut mailbox in long {
+        let incoming = soon("a message", mailbox.recv()).await.unwrap();
+        assert_eq!(incoming.decode::<Note>().unwrap(), note(6));
+    }
+}
+
+#[test]
+fn peers_may_be_named_from_outside_of_the_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ca = ca();
+    let (a, b) = runtime.block_on(async { (bind(&ca, "a").await, bind(&ca, "b").await) });
+    a.set_peer(b.name(), vec![b.local_address()]);
+    runtime.block_on(eventually("a connection", || is_up(&a, &b) && is_up(&b, &a)));
+    drop((a, b));
+}

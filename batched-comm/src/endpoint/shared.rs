@@ -1,0 +1,217 @@
+//! What an endpoint and its tasks share: the peers, the mailboxes, and the tasks themselves.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::runtime;
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::bulk::BulkRegistry;
+use crate::config::{Batching, EndpointConfig};
+use crate::error::{BulkError, CallError, SendError};
+use crate::hello::Purpose;
+use crate::link::{Close, Linker};
+use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
+use crate::message::Body;
+use crate::name::{Address, NodeName};
+use crate::peer::{Driver, Parts, Peer, PeerEvent, Wanted, refused_call};
+
+/// Peers that are known at once; who comes beyond is turned away.
+pub const MAX_PEERS: usize = 4096;
+
+/// Events that a slow listener may fall behind before it misses some.
+const EVENT_BACKLOG: usize = 1024;
+
+pub(super) struct Shared {
+    pub(super) name: NodeName,
+    pub(super) address: SocketAddr,
+    pub(super) config: EndpointConfig,
+    batching: Mutex<Batching>,
+    pub(super) linker: Arc<Linker>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) bulk_registry: Arc<BulkRegistry>,
+    peers: RwLock<HashMap<NodeName, Arc<Peer>>>,
+    pub(super) events: broadcast::Sender<PeerEvent>,
+    /// All tasks; `None` once the endpoint is shut down.
+    tasks: Mutex<Option<JoinSet<()>>>,
+    closed: AtomicBool,
+    /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
+    runtime: runtime::Handle,
+}
+
+/// Where a message goes.
+pub(super) enum Target {
+    Local,
+    Peer(Arc<Peer>),
+}
+
+impl Shared {
+    pub(super) fn new(
+        name: NodeName,
+        address: SocketAddr,
+        linker: Linker,
+        config: EndpointConfig,
+        runtime: runtime::Handle,
+    ) -> Shared {
+        Shared {
+            name,
+            address,
+            batching: Mutex::new(config.batching()),
+            linker: Arc::new(linker),
+            registry: Arc::default(),
+            bulk_registry: Arc::default(),
+            peers: RwLock::default(),
+            events: broadcast::Sender::new(EVENT_BACKLOG),
+            tasks: Mutex::new(Some(JoinSet::new())),
+            closed: AtomicBool::new(false),
+            config,
+            runtime,
+        }
+    }
+
+    /// Nothing new begins from here on.
+    pub(super) fn begin_close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn peer(&self, name: &NodeName) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Forgets a peer.
+    pub(super) fn take_peer(&self, name: &NodeName) -> Option<Arc<Peer>> {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+    }
+
+    pub(super) fn batching(&self) -> MutexGuard<'_, Batching> {
+        self.batching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        peers.values().cloned().collect()
+    }
+
+    /// `None` for this node itself, beyond the bound, and after the end.
+    pub(super) fn peer_or_new(&self, name: &NodeName) -> Option<Arc<Peer>> {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(name) {
+            return Some(peer.clone());
+        }
+        if *name == self.name || peers.len() >= MAX_PEERS || self.is_closed() {
+            return None;
+        }
+        let cluster = self.linker.own().cluster;
+        let wanted = Wanted { cluster, ..Wanted::default() };
+        let batching = *self.batching();
+        let (peer, offers) = Peer::new(name.clone(), &self.config, batching, wanted);
+        let parts = Parts {
+            linker: self.linker.clone(),
+            registry: self.registry.clone(),
+            events: self.events.clone(),
+            config: self.config.clone(),
+        };
+        let driver = Driver::new(peer.clone(), offers, parts, self.name < *name);
+        self.spawn(driver.run());
+        peers.insert(name.clone(), peer.clone());
+        Some(peer)
+    }
+
+    pub(super) fn target(&self, node: &NodeName) -> Result<Target, SendError> {
+        if self.is_closed() {
+            return Err(SendError::ShutDown);
+        }
+        if *node == self.name {
+            return Ok(Target::Local);
+        }
+        let peer = self.peer(node).ok_or_else(|| SendError::UnknownPeer { peer: node.clone() })?;
+        Ok(Target::Peer(peer))
+    }
+
+    pub(super) fn cast_local(&self, to: &Address, type_number: u32, body: Body) -> Result<(), SendError> {
+        self.deliver_local(to, type_number, body, None)
+    }
+
+    pub(super) async fn call_local(
+        &self,
+        to: &Address,
+        type_number: u32,
+        body: Body,
+        within: Duration,
+    ) -> Result<Body, CallError> {
+        let (sender, answer) = oneshot::channel();
+        let reply = ReplyHandle::local(self.name.clone(), sender);
+        self.deliver_local(to, type_number, body, Some(reply))?;
+        let peer = self.name.clone();
+        match timeout(within, answer).await {
+            Ok(Ok(Answer::Reply(body))) => Ok(body),
+            Ok(Ok(Answer::Refused(refused))) => Err(refused_call(peer, &to.mailbox, refused)),
+            Ok(_) => Err(CallError::Unanswered { peer }),
+            Err(_) => Err(CallError::Timeout { peer, after: within }),
+        }
+    }
+
+    fn deliver_local(
+        &self,
+        to: &Address,
+        type_number: u32,
+        body: Body,
+        reply: Option<ReplyHandle>,
+    ) -> Result<(), SendError> {
+        let max_bytes = self.config.max_message_bytes();
+        if body.len() > max_bytes {
+            return Err(SendError::TooLarge { given_bytes: body.len(), max_bytes });
+        }
+        let incoming = Incoming::new(self.name.clone(), type_number, body, reply);
+        let delivered = self.registry.mailboxes().deliver(to.mailbox.as_str(), incoming);
+        match delivered {
+            Ok(waker) => {
+                waker.into_iter().for_each(std::task::Waker::wake);
+                Ok(())
+            }
+            Err((_, refused)) => match refused_call(self.name.clone(), &to.mailbox, refused) {
+                CallError::NotSent(error) => Err(error),
+                _ => Err(SendError::ShutDown),
+            },
+        }
+    }
+
+    pub(super) async fn connect_bulk(
+        &self,
+        address: SocketAddr,
+        name: &NodeName,
+    ) -> Result<quinn::Connection, BulkError> {
+        let reached = self.linker.reach(address, Some(name)).await?;
+        let link = self.linker.greet(reached, Purpose::Bulk).await?;
+        Ok(link.connection)
+    }
+
+    /// Runs a task until the endpoint ends; after that, does nothing.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tasks) = tasks.as_mut() {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn_on(task, &self.runtime);
+        }
+    }
+
+    /// Ends all tasks and connections now.
+    pub(super) fn stop(&self, why: Close) {
+        self.begin_close();
+        self.linker.quic().close(why.code(), b"the node is shut down");
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Dropping the set aborts what is in it.
+        drop(tasks);
+        self.registry.close();
+        self.bulk_registry.close();
+    }
+}
