@@ -94,6 +94,8 @@ pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Re
             Err(ReadError::ConnectionLost(error)) => return lost(&error),
             Err(error) => return DownReason::Lost { reason: error.to_string() },
         }
+        // A stream that always has more would keep all others off this thread.
+        tokio::task::consume_budget().await;
         let consumed = match delivery.deliver(&buffer[..filled]) {
             Ok(consumed) => consumed,
             Err(error) => return DownReason::Protocol { reason: error.to_string() },

@@ -316,3 +316,85 @@ async fn certificates_rotate_without_a_restart() {
     b.set_identity(&other.issue("b").unwrap()).unwrap();
     assert_eq!(a.probe(b.local_address(), DEADLINE).await.unwrap(), *b.name());
 }
+
+#[tokio::test]
+async fn what_never_left_is_not_sent_and_what_left_is_lost() {
+    let ca = ca();
+    let config = EndpointConfig::new().with_max_queued_bytes(16 * 1024 * 1024).unwrap();
+    let (a, b) = (bind_with(&ca, "a", config).await, bind(&ca, "b").await);
+    let mailbox = b.mailbox("in", 10).unwrap();
+    let relay = Relay::to(b.local_address()).await;
+    a.set_peer(b.name(), vec![relay.address()]);
+    eventually("a connection", || is_up(&a, &b)).await;
+    let call = |n| {
+        let (a, to) = (a.clone(), at(&b, "in"));
+        tokio::spawn(async move { a.call(&to, &note(n), DEADLINE).await.unwrap_err() })
+    };
+    let left = call(1);
+    eventually("the request", || b.peers()[0].traffic.messages_received == 1).await;
+    relay.cut(true);
+    // More than QUIC takes while nothing is acknowledged: the writer is stuck with it.
+    a.try_cast_bytes(&at(&b, "in"), 1, &vec![0; 8 * 1024 * 1024]).unwrap();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let stayed = call(2);
+    let error = left.await.unwrap();
+    assert!(matches!(error, CallError::Lost { .. }), "{error}");
+    let error = stayed.await.unwrap();
+    assert!(matches!(error, CallError::NotSent(SendError::NotConnected { .. })), "{error}");
+    drop(mailbox);
+}
+
+/// Callers count on what an error says: "not sent" was never handled, an answer was handled once, and
+/// nothing is handled twice, however often the connection breaks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_handled_twice_while_connections_break() {
+    const CALLERS: u64 = 16;
+    const CALLS: u64 = 400;
+    const BREAKS: usize = 15;
+    let (a, b) = pair().await;
+    let mut mailbox = b.mailbox("in", 100_000).unwrap();
+    let handler = tokio::spawn(async move {
+        let mut handled = std::collections::HashMap::new();
+        while let Some(incoming) = mailbox.recv().await {
+            let request: Note = incoming.decode().unwrap();
+            *handled.entry(request.number).or_insert(0) += 1;
+            // The way back may be gone.
+            let _ = incoming.reply(&request);
+        }
+        handled
+    });
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let (a, to) = (a.clone(), at(&b, "in"));
+        callers.spawn(async move {
+            let mut outcomes = Vec::new();
+            for n in 0..CALLS {
+                let number = caller * CALLS + n;
+                let outcome = a.call(&to, &note(number), DEADLINE).await;
+                assert!(!matches!(outcome, Err(CallError::Timeout { .. })), "{outcome:?}");
+                outcomes.push((number, outcome));
+            }
+            outcomes
+        });
+    }
+    for n in 0..BREAKS {
+        let connections = || a.peers()[0].traffic.connections as usize;
+        eventually("a connection", || callers.is_empty() || connections() > n).await;
+        b.remove_peer(a.name());
+    }
+    let outcomes: Vec<_> = soon("all callers", callers.join_all()).await.into_iter().flatten().collect();
+    b.shutdown().await;
+    let handled = soon("the handler", handler).await.unwrap();
+    assert!(handled.values().all(|times| *times == 1));
+    for (number, outcome) in outcomes {
+        let times = handled.get(&number).copied().unwrap_or(0);
+        match outcome {
+            Ok(answer) => assert_eq!((answer, times), (note(number), 1)),
+            Err(error) if !error.is_unknown() => assert_eq!(times, 0, "{number}: {error}"),
+            Err(_) => {}
+        }
+    }
+    assert!(a.peers()[0].traffic.connections > 2);
+}
