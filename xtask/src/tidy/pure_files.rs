@@ -4,7 +4,18 @@
 pub const PURE_FILES: &[(&str, &[&str])] = &[
     (
         "batched-comm",
-        &["message.rs", "connection.rs", "calls.rs", "batcher.rs", "frame.rs", "stats.rs", "config.rs", "error.rs"],
+        &[
+            "message.rs",
+            "connection.rs",
+            "calls.rs",
+            "batcher.rs",
+            "hello.rs",
+            "frame.rs",
+            "stats.rs",
+            "config.rs",
+            "error.rs",
+            "name.rs",
+        ],
     ),
     ("rafted-value", &["openraft_types.rs", "value.rs", "config.rs", "error.rs", "wal/record.rs", "wal/index.rs"]),
     ("raft-fleet", &["cluster.rs", "adjustment.rs", "placement.rs", "config.rs", "error.rs"]),
