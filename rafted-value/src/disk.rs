@@ -14,8 +14,6 @@ pub(crate) trait DiskFile: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`. After an error any part of them may be in the file.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Cuts or extends (by zeros) the file to `length` bytes.
-    fn set_len(&self, length: u64) -> io::Result<()>;
     /// Returns once the content, and the length if it grew, survive a loss of power.
     fn sync(&self) -> io::Result<()>;
 }
@@ -110,10 +108,6 @@ impl DiskFile for File {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         system::write_at(self, bytes, offset)
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        File::set_len(self, length)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -16,6 +16,9 @@
 //! is tried again, and only a restart helps.
 
 mod appender;
+mod config;
+mod error;
+mod facts;
 mod index;
 mod queue;
 mod record;
@@ -26,214 +29,27 @@ mod tests;
 
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
+#[cfg(test)]
+pub(crate) use self::config::MIN_SEGMENT_BYTES;
+pub(crate) use self::config::WalConfig;
+pub use self::error::WalError;
+pub use self::facts::WalStats;
+pub(crate) use self::facts::{Done, LogEntry, Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
+
 use self::appender::Appender;
+use self::config::MAX_QUEUED_BYTES;
 use self::index::{Index, Lookup, Place};
 use self::queue::{Backing, Life, State};
-use self::record::{BATCH_HEADER_BYTES, FIRST_OFFSET, Record, Salt};
+use self::record::Record;
 use self::segment::SegmentFile;
 use crate::disk::Disk;
-
-/// One entry; the log does not look into its payload.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LogEntry {
-    pub(crate) term: u64,
-    pub(crate) index: u64,
-    pub(crate) payload: Bytes,
-}
-
-/// An entry's term and index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) term: u64,
-    pub(crate) index: u64,
-}
-
-/// A replica's vote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct VoteRecord {
-    pub(crate) term: u64,
-    pub(crate) voted_for: u64,
-    pub(crate) committed: bool,
-}
-
-/// That a replica was created.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReplicaRecord {
-    pub(crate) replica: u64,
-    pub(crate) group: String,
-    pub(crate) incarnation: u64,
-    /// The caller's own.
-    pub(crate) detail: Bytes,
-}
-
-/// Where a replica's snapshot is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SnapshotPointer {
-    /// The last entry in it.
-    pub(crate) position: Option<Position>,
-    pub(crate) meta: Bytes,
-    /// A name in `snapshots/`; empty if the snapshot is `inline`.
-    pub(crate) file: String,
-    pub(crate) inline: Bytes,
-}
-
-/// What the log knows of a replica.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ReplicaLogState {
-    pub(crate) last_purged: Option<Position>,
-    /// The last entry, or else the last that was purged.
-    pub(crate) last: Option<Position>,
-    pub(crate) vote: Option<VoteRecord>,
-    pub(crate) committed: Option<Position>,
-    pub(crate) snapshot: Option<SnapshotPointer>,
-}
-
-/// Called once, on the appender's thread or on the caller's, when a record is synced or will never be. It must
-/// not block.
-pub(crate) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
-
-/// Sizes of the log.
-#[derive(Debug, Clone)]
-pub(crate) struct WalConfig {
-    segment_bytes: u64,
-    cache_bytes: usize,
-    reserve_segments: usize,
-    salt: Option<Salt>,
-}
-
-/// The smallest segment: some batches must fit.
-pub(crate) const MIN_SEGMENT_BYTES: u64 = 16 * 1024;
-/// The largest segment: offsets in it are 32 bits wide.
-pub(crate) const MAX_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
-/// A batch's body stays below this, or below half a segment, so that one sync does not take for ever.
-const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;
-/// Callers wait in [`Wal::room`] while more than this is queued.
-const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
-
-impl Default for WalConfig {
-    /// Segments of 64 MiB, two of them in reserve for a full disk, and 64 MiB of recent entries in memory.
-    fn default() -> Self {
-        Self { segment_bytes: 64 * 1024 * 1024, cache_bytes: 64 * 1024 * 1024, reserve_segments: 2, salt: None }
-    }
-}
-
-impl WalConfig {
-    /// The size of a segment's file. An existing log may be opened with another size.
-    pub(crate) fn with_segment_bytes(mut self, bytes: u64) -> Result<Self, WalError> {
-        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&bytes) {
-            return Err(WalError::SegmentBytes { given: bytes });
-        }
-        self.segment_bytes = bytes;
-        Ok(self)
-    }
-
-    /// How many bytes of recent entries are kept in memory, over all replicas; older ones are read from disk.
-    pub(crate) fn with_cache_bytes(mut self, bytes: usize) -> Self {
-        self.cache_bytes = bytes;
-        self
-    }
-
-    /// The salt of a new directory, for tests that need the same bytes again; random otherwise.
-    #[cfg(test)]
-    pub(crate) fn with_salt(mut self, salt: Salt) -> Self {
-        self.salt = Some(salt);
-        self
-    }
-
-    fn capacity(&self) -> u64 {
-        self.segment_bytes - FIRST_OFFSET - BATCH_HEADER_BYTES as u64
-    }
-
-    fn backing(&self) -> Backing {
-        let half = self.capacity() / 2;
-        Backing::Files { batch_bytes: half.min(MAX_BATCH_BYTES) as usize, record_bytes: half as usize }
-    }
-}
-
-/// Why a log does not open.
-#[derive(Debug, thiserror::Error)]
-pub enum WalError {
-    /// The operating system refused.
-    #[error("the log cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// Its answer.
-        source: io::Error,
-    },
-    /// Something that was synced is not there any more.
-    #[error(
-        "the log is damaged: {what} ({} at byte {offset}). Entries that were acknowledged may be lost here: restore \
-         the directory from a copy, or wipe it, and the node joins as a new one",
-        file.display()
-    )]
-    Damage {
-        /// The damaged file.
-        file: PathBuf,
-        /// The byte in it where reading stopped.
-        offset: u64,
-        /// What is wrong.
-        what: String,
-    },
-    /// A segment of another log.
-    #[error("{} belongs to another log than the other segments here: move it away", file.display())]
-    Foreign {
-        /// The file.
-        file: PathBuf,
-    },
-    /// Written by a newer program.
-    #[error("{} has log format {found}, and this program reads up to {supported}: use the newer program", file.display())]
-    Version {
-        /// The file.
-        file: PathBuf,
-        /// Its format.
-        found: u32,
-        /// The newest that is known here.
-        supported: u32,
-    },
-    /// A setting that cannot be.
-    #[error("segments of {given} bytes: {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} are allowed")]
-    SegmentBytes {
-        /// What was asked for.
-        given: u64,
-    },
-}
-
-/// Figures since the log was opened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct WalStats {
-    /// Syncs of files, also those that prepare segments.
-    pub syncs: u64,
-    /// Batches written: each was one write and one sync.
-    pub batches: u64,
-    /// Records that callers gave.
-    pub records: u64,
-    /// Entries among them.
-    pub entries: u64,
-    /// Bytes of batches written.
-    pub bytes: u64,
-    /// Bytes of them that were copied from the oldest segment.
-    pub copied_bytes: u64,
-    /// Segments that are needed.
-    pub segments: u64,
-    /// Segments that are prepared for use.
-    pub spare_segments: u64,
-    /// Bytes of records that are needed.
-    pub live_bytes: u64,
-    /// Bytes of recent entries in memory.
-    pub cached_bytes: u64,
-    /// Bytes that wait to be written.
-    pub queued_bytes: u64,
-}
 
 /// The log. Clones share it; it is closed with the last one.
 #[derive(Clone)]

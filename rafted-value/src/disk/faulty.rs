@@ -25,9 +25,9 @@ pub(crate) enum Fault {
 
 /// A change of a file that was not synced.
 #[derive(Debug, Clone)]
-enum Change {
-    Write { offset: usize, bytes: Vec<u8> },
-    Length(usize),
+struct Change {
+    offset: usize,
+    bytes: Vec<u8>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -147,22 +147,14 @@ impl FaultyDisk {
 }
 
 fn tear(content: &mut Vec<u8>, change: Change, kept: f64, random: &mut StdRng) {
-    match change {
-        Change::Length(length) => {
-            if random.random_bool(kept) {
-                content.resize(length, 0);
-            }
+    let Change { offset, bytes } = change;
+    let mut at = 0;
+    while at < bytes.len() {
+        let length = (SECTOR_BYTES - (offset + at) % SECTOR_BYTES).min(bytes.len() - at);
+        if random.random_bool(kept) {
+            put(content, offset + at, &bytes[at..at + length]);
         }
-        Change::Write { offset, bytes } => {
-            let mut at = 0;
-            while at < bytes.len() {
-                let length = (SECTOR_BYTES - (offset + at) % SECTOR_BYTES).min(bytes.len() - at);
-                if random.random_bool(kept) {
-                    put(content, offset + at, &bytes[at..at + length]);
-                }
-                at += length;
-            }
-        }
+        at += length;
     }
 }
 
@@ -207,7 +199,7 @@ impl Inner {
         let crashes = self.fault == Some((self.operations, Fault::Crash));
         let fails = self.operation();
         if let Ok(true) = fails {
-            self.apply(node, Change::Write { offset: offset as usize, bytes: bytes[..bytes.len() / 2].to_vec() });
+            self.apply(node, Change { offset: offset as usize, bytes: bytes[..bytes.len() / 2].to_vec() });
             return Err(io::Error::other("the write failed"));
         }
         let grows = (offset + bytes.len() as u64).saturating_sub(self.nodes[node].content.len() as u64);
@@ -216,17 +208,14 @@ impl Inner {
         }
         if crashes || fails.is_ok() {
             // A write on its way at the crash may have arrived in parts.
-            self.apply(node, Change::Write { offset: offset as usize, bytes: bytes.to_vec() });
+            self.apply(node, Change { offset: offset as usize, bytes: bytes.to_vec() });
         }
         fails.map(|_| ())
     }
 
     fn apply(&mut self, node: usize, change: Change) {
         let node = &mut self.nodes[node];
-        match &change {
-            Change::Write { offset, bytes } => put(&mut node.content, *offset, bytes),
-            Change::Length(length) => node.content.resize(*length, 0),
-        }
+        put(&mut node.content, change.offset, &change.bytes);
         node.unsynced.push(change);
     }
 
@@ -260,13 +249,6 @@ impl DiskFile for FaultyFile {
         self.disk.inner().write(self.node, bytes, offset)
     }
 
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        let mut inner = self.disk.inner();
-        inner.failing_operation()?;
-        inner.apply(self.node, Change::Length(length as usize));
-        Ok(())
-    }
-
     fn sync(&self) -> io::Result<()> {
         let mut inner = self.disk.inner();
         if inner.operation()? {
@@ -277,11 +259,8 @@ impl DiskFile for FaultyFile {
         }
         inner.syncs += 1;
         let node = &mut inner.nodes[self.node];
-        for change in std::mem::take(&mut node.unsynced) {
-            match change {
-                Change::Write { offset, bytes } => put(&mut node.durable, offset, &bytes),
-                Change::Length(length) => node.durable.resize(length, 0),
-            }
+        for Change { offset, bytes } in std::mem::take(&mut node.unsynced) {
+            put(&mut node.durable, offset, &bytes);
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Mode {
                 let snapshots = dir.path().join("snapshots");
                 let disk: Arc<dyn Disk> = Arc::new(RealDisk);
                 disk.create_dir_all(&snapshots)?;
-                let mut config = WalConfig::default().with_segment_bytes(MIN_SEGMENT_BYTES).map_err(io::Error::other)?;
+                let mut config = WalConfig::default().with_segment_bytes(MIN_SEGMENT_BYTES);
                 if let Mode::FilesWithoutCache = self {
                     config = config.with_cache_bytes(0);
                 }

@@ -131,12 +131,8 @@ impl Index {
         match record {
             Record::Closed => return,
             Record::Removed => return self.remove(replica),
-            Record::Entry { index, .. } => {
-                // A copy of an entry that was purged since; recovery sees the purge first if it was copied first.
-                if self.replica(replica).purged.as_ref().is_some_and(|purged| *index <= purged.value.index) {
-                    return;
-                }
-            }
+            // A copy of an entry that was purged since; recovery sees the purge first if it was copied first.
+            Record::Entry { index, .. } if self.is_purged(replica, *index) => return,
             _ => {}
         }
         self.release(replica, Item::of(record));
@@ -176,10 +172,7 @@ impl Index {
             if state.created.is_none() {
                 return Err(Inconsistent::NotCreated { replica });
             }
-            let mut next = match &state.purged {
-                Some(purged) => Some(purged.value.index + 1),
-                None => None,
-            };
+            let mut next = state.purged.as_ref().map(|purged| purged.value.index + 1);
             for &index in state.entries.keys() {
                 match next {
                     Some(next) if next != index => {
@@ -300,6 +293,11 @@ impl Index {
 
     fn replica(&mut self, replica: u64) -> &mut ReplicaIndex {
         self.replicas.entry(replica).or_default()
+    }
+
+    fn is_purged(&self, replica: u64, index: u64) -> bool {
+        let purged = self.replicas.get(&replica).and_then(|state| state.purged.as_ref());
+        purged.is_some_and(|purged| index <= purged.value.index)
     }
 
     fn remove(&mut self, replica: u64) {

@@ -228,13 +228,11 @@ impl Recovery {
         let needed = used.split_off(&oldest);
         recovery.segments.spares.extend(used.into_values().map(Found::into_spare));
         let first_path = needed.values().next().map(|found| found.segment.path.clone());
-        let mut expected_use = oldest;
         let mut before: Option<(u64, Arc<SegmentFile>)> = None;
-        for (segment_use, found) in needed {
+        for (expected_use, (segment_use, found)) in (oldest..).zip(needed) {
             if segment_use != expected_use {
                 return Err(found.damage(32, format!("the segment before it, of use {expected_use}, is missing")));
             }
-            expected_use += 1;
             recovery.check_start(&found, before.as_ref())?;
             let segment = recovery.read_segment(found, segment_use, segment_use == newest)?;
             before = recovery.segments.used.get(&segment_use).map(|used| (used.end, segment));

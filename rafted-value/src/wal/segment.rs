@@ -212,6 +212,10 @@ impl Segments {
                 spare.segment.file.sync().map_err(SpaceError::Failed)?;
             }
         } else if self.spares.len() < self.reserve {
+            // Not begun unless it can be finished: what little is left is for snapshots and the node's own file.
+            if self.disk.available_bytes(&self.dir)? < limit {
+                return Err(SpaceError::Full);
+            }
             let spare = self.create()?;
             self.spares.push(spare);
         }

@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::appender::Step;
+use super::record::{FIRST_OFFSET, Salt};
 use super::*;
 use crate::disk::RealDisk;
 use crate::disk::faulty::{Fault, FaultyDisk};
@@ -23,7 +24,7 @@ const DIR: &str = "/wal";
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn config() -> WalConfig {
-    WalConfig::default().with_segment_bytes(MIN_SEGMENT_BYTES).unwrap().with_cache_bytes(2048).with_salt(SALT)
+    WalConfig::default().with_segment_bytes(MIN_SEGMENT_BYTES).with_cache_bytes(2048).with_salt(SALT)
 }
 
 fn open(disk: &FaultyDisk) -> (Wal, Appender) {
@@ -134,8 +135,7 @@ fn appends_of_many_replicas_cost_one_sync() {
     let (wal, mut appender) = open(&disk);
     (1..=50).for_each(|id| wal.create(replica(id), nobody()));
     step_all(&mut appender);
-    let told = vec![Told::default(); 0];
-    let mut told = told;
+    let mut told = Vec::new();
     for index in 0..2 {
         for id in 1..=50 {
             told.push(Told::default());
@@ -154,7 +154,7 @@ fn appends_of_many_replicas_cost_one_sync() {
 #[test]
 fn callers_that_come_during_a_sync_share_the_next_one() {
     let disk = FaultyDisk::default();
-    let config = WalConfig::default().with_segment_bytes(4 * 1024 * 1024).unwrap();
+    let config = WalConfig::default().with_segment_bytes(4 * 1024 * 1024);
     let wal = Wal::open(Arc::new(disk), Path::new(DIR), config).unwrap();
     let (told, tell) = mpsc::channel();
     for id in 1..=20 {
@@ -403,7 +403,7 @@ fn a_failed_write_or_sync_ends_the_log_and_is_not_tried_again() {
 #[test]
 fn the_thread_writes_closes_and_restarts_on_a_real_disk() {
     let dir = tempfile::tempdir().unwrap();
-    let config = || WalConfig::default().with_segment_bytes(256 * 1024).unwrap();
+    let config = || WalConfig::default().with_segment_bytes(256 * 1024);
     for round in 0..3u64 {
         let wal = Wal::open(Arc::new(RealDisk), dir.path(), config()).unwrap();
         let (told, tell) = mpsc::channel();
