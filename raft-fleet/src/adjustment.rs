@@ -54,6 +54,8 @@ pub(crate) struct Observed {
 pub(crate) enum Step {
     /// All is as desired, or what is missing cannot be done now.
     Nothing,
+    /// A learner is catching up; look again soon.
+    Wait,
     /// Finish the change that is half done.
     FinishJoint,
     /// Make a replica on this node and let it follow without a vote.
@@ -84,10 +86,7 @@ pub(crate) fn next_step(desired: &[Place], observed: &Observed) -> Step {
         return step;
     }
     if let Some(place) = missing_place(desired, observed) {
-        return Step::AddLearner {
-            node: place.node.clone(),
-            node_id: place.node_id,
-        };
+        return Step::AddLearner { node: place.node.clone(), node_id: place.node_id };
     }
     if let Some(step) = drop_voter(desired, &wanted, observed) {
         return step;
@@ -97,35 +96,23 @@ pub(crate) fn next_step(desired: &[Place], observed: &Observed) -> Step {
 
 /// The replicas that stand on a desired place: one a place, a voter before a learner.
 fn wanted_replicas(desired: &[Place], observed: &Observed) -> BTreeSet<ReplicaId> {
-    desired
-        .iter()
-        .filter_map(|place| replica_at(place, observed))
-        .collect()
+    desired.iter().filter_map(|place| replica_at(place, observed)).collect()
 }
 
 fn replica_at(place: &Place, observed: &Observed) -> Option<ReplicaId> {
-    let mut here = observed
-        .replicas
-        .iter()
-        .filter(|(_, r)| r.node == place.node && r.node_id == place.node_id);
+    let mut here = observed.replicas.iter().filter(|(_, r)| r.node == place.node && r.node_id == place.node_id);
     let first = here.clone().find(|(_, r)| r.voter).or_else(|| here.next());
     first.map(|(&id, _)| id)
 }
 
 fn unwanted_learner(wanted: &BTreeSet<ReplicaId>, observed: &Observed) -> Option<ReplicaId> {
     let mut learners = observed.replicas.iter().filter(|(_, r)| !r.voter);
-    learners
-        .find(|(id, _)| !wanted.contains(id))
-        .map(|(&id, _)| id)
+    learners.find(|(id, _)| !wanted.contains(id)).map(|(&id, _)| id)
 }
 
 /// One learner at a time becomes a voter. While one catches up, no other is added, unless it is stuck.
 fn advance_learner(wanted: &BTreeSet<ReplicaId>, observed: &Observed) -> Option<Step> {
-    let learners: Vec<_> = observed
-        .replicas
-        .iter()
-        .filter(|(id, r)| !r.voter && wanted.contains(id))
-        .collect();
+    let learners: Vec<_> = observed.replicas.iter().filter(|(id, r)| !r.voter && wanted.contains(id)).collect();
     for &(&learner, replica) in &learners {
         if !replica.reachable || !replica.caught_up {
             continue;
@@ -143,43 +130,26 @@ fn advance_learner(wanted: &BTreeSet<ReplicaId>, observed: &Observed) -> Option<
             return Some(Step::Promote { replica: learner });
         }
     }
-    learners
-        .iter()
-        .any(|(_, r)| r.reachable)
-        .then_some(Step::Nothing)
+    learners.iter().any(|(_, r)| r.reachable).then_some(Step::Wait)
 }
 
 /// The voter to let go first: one that is lost or unreachable before one that works, never the leader.
 fn leaving_voter(wanted: &BTreeSet<ReplicaId>, observed: &Observed) -> Option<ReplicaId> {
-    let voters = observed
-        .replicas
-        .iter()
-        .filter(|(id, r)| r.voter && !wanted.contains(id));
-    voters
-        .filter(|&(&id, _)| id != observed.leader)
-        .min_by_key(|(_, r)| (r.reachable, r.caught_up))
-        .map(|(&id, _)| id)
+    let voters = observed.replicas.iter().filter(|(id, r)| r.voter && !wanted.contains(id));
+    voters.filter(|&(&id, _)| id != observed.leader).min_by_key(|(_, r)| (r.reachable, r.caught_up)).map(|(&id, _)| id)
 }
 
 fn missing_place<'a>(desired: &'a [Place], observed: &Observed) -> Option<&'a Place> {
-    desired
-        .iter()
-        .find(|place| place.reachable && replica_at(place, observed).is_none())
+    desired.iter().find(|place| place.reachable && replica_at(place, observed).is_none())
 }
 
 /// Lets a voter go that stands on no desired place, once every place that can have a voter has one.
-fn drop_voter(
-    desired: &[Place],
-    wanted: &BTreeSet<ReplicaId>,
-    observed: &Observed,
-) -> Option<Step> {
+fn drop_voter(desired: &[Place], wanted: &BTreeSet<ReplicaId>, observed: &Observed) -> Option<Step> {
     let mut voters = voters_of(observed);
     // A voter that works stays until its successor votes: the group keeps its number of replicas.
-    let successors_vote = desired
-        .iter()
-        .all(|place| replica_at(place, observed).is_some_and(|id| observed.replicas[&id].voter));
-    let leaving = leaving_voter(wanted, observed)
-        .filter(|id| successors_vote || !observed.replicas[id].reachable);
+    let successors_vote =
+        desired.iter().all(|place| replica_at(place, observed).is_some_and(|id| observed.replicas[&id].voter));
+    let leaving = leaving_voter(wanted, observed).filter(|id| successors_vote || !observed.replicas[id].reachable);
     if let Some(leaving) = leaving {
         voters.remove(&leaving);
         return has_majority(&voters, observed).then_some(Step::ChangeVoters { voters });
@@ -199,22 +169,12 @@ fn prefer_leader(desired: &[Place], observed: &Observed) -> Step {
 
 /// The first place's voter among those that could lead at once.
 fn first_leader(desired: &[Place], observed: &Observed) -> Option<ReplicaId> {
-    let voters = desired
-        .iter()
-        .filter(|place| place.reachable)
-        .filter_map(|place| replica_at(place, observed));
-    voters
-        .filter(|id| observed.replicas[id].voter && works(&observed.replicas[id]))
-        .next()
+    let voters = desired.iter().filter(|place| place.reachable).filter_map(|place| replica_at(place, observed));
+    voters.filter(|id| observed.replicas[id].voter && works(&observed.replicas[id])).next()
 }
 
 fn voters_of(observed: &Observed) -> BTreeSet<ReplicaId> {
-    observed
-        .replicas
-        .iter()
-        .filter(|(_, r)| r.voter)
-        .map(|(&id, _)| id)
-        .collect()
+    observed.replicas.iter().filter(|(_, r)| r.voter).map(|(&id, _)| id).collect()
 }
 
 fn has_majority(voters: &BTreeSet<ReplicaId>, observed: &Observed) -> bool {
@@ -252,22 +212,14 @@ mod tests {
     }
 
     fn place(node: usize, reachable: bool) -> Place {
-        Place {
-            node: name(node),
-            node_id: 100 + node as u64,
-            reachable,
-        }
+        Place { node: name(node), node_id: 100 + node as u64, reachable }
     }
 
     fn replica(node: usize, start: Start, reachable: bool) -> Replica {
         let lost = start == Start::Lost;
         Replica {
             node: name(node),
-            node_id: if lost {
-                900 + node as u64
-            } else {
-                100 + node as u64
-            },
+            node_id: if lost { 900 + node as u64 } else { 100 + node as u64 },
             voter: start != Start::Learner,
             reachable: reachable && !lost,
             caught_up: reachable && start == Start::Voter,
@@ -275,13 +227,8 @@ mod tests {
     }
 
     fn layout(starts: &[Start], up: &[bool]) -> BTreeMap<ReplicaId, Replica> {
-        let replicas = starts
-            .iter()
-            .enumerate()
-            .filter(|(_, start)| **start != Start::None);
-        replicas
-            .map(|(node, &start)| (id(1 + node as u64), replica(node, start, up[node])))
-            .collect()
+        let replicas = starts.iter().enumerate().filter(|(_, start)| **start != Start::None);
+        replicas.map(|(node, &start)| (id(1 + node as u64), replica(node, start, up[node]))).collect()
     }
 
     fn quorum(observed: &Observed) -> bool {
@@ -292,17 +239,11 @@ mod tests {
     fn run(observed: &mut Observed, step: Step, next_id: &mut u64) {
         let replicas = &mut observed.replicas;
         match step {
-            Step::Nothing => {}
+            Step::Nothing | Step::Wait => {}
             Step::FinishJoint => observed.joint = false,
             Step::AddLearner { node, node_id } => {
                 *next_id += 1;
-                let replica = Replica {
-                    node,
-                    node_id,
-                    voter: false,
-                    reachable: true,
-                    caught_up: false,
-                };
+                let replica = Replica { node, node_id, voter: false, reachable: true, caught_up: false };
                 replicas.insert(id(*next_id), replica);
             }
             Step::Promote { replica } => {
@@ -311,10 +252,7 @@ mod tests {
                 replica.voter = true;
             }
             Step::ChangeVoters { voters } => {
-                assert!(
-                    voters.contains(&observed.leader),
-                    "the leader removed itself"
-                );
+                assert!(voters.contains(&observed.leader), "the leader removed itself");
                 replicas.retain(|id, r| !r.voter || voters.contains(id));
                 for voter in voters {
                     replicas.get_mut(&voter).unwrap().voter = true;
@@ -339,20 +277,14 @@ mod tests {
         let mut next_id = 100;
         for _ in 0..20 {
             let step = next_step(desired, &observed);
-            let waits = step == Step::Nothing
-                && observed
-                    .replicas
-                    .values()
-                    .all(|r| r.caught_up || !r.reachable);
+            let waits = matches!(step, Step::Nothing | Step::Wait)
+                && observed.replicas.values().all(|r| r.caught_up || !r.reachable);
             if waits {
                 return check_end(&start, &observed, desired);
             }
             let before = observed.clone();
             run(&mut observed, step.clone(), &mut next_id);
-            assert!(
-                quorum(&observed),
-                "{step:?} of {before:?} broke the quorum, desired {desired:?}"
-            );
+            assert!(quorum(&observed), "{step:?} of {before:?} broke the quorum, desired {desired:?}");
         }
         panic!("no end: {start:?} -> {observed:?}, desired {desired:?}");
     }
@@ -362,23 +294,11 @@ mod tests {
         if !desired.iter().all(|place| place.reachable) {
             return;
         }
-        let voters: BTreeSet<_> = end
-            .replicas
-            .values()
-            .map(|r| (r.node.clone(), r.node_id))
-            .collect();
-        let places: BTreeSet<_> = desired
-            .iter()
-            .map(|p| (p.node.clone(), p.node_id))
-            .collect();
+        let voters: BTreeSet<_> = end.replicas.values().map(|r| (r.node.clone(), r.node_id)).collect();
+        let places: BTreeSet<_> = desired.iter().map(|p| (p.node.clone(), p.node_id)).collect();
         assert_eq!(voters, places, "{}", context());
         assert!(end.replicas.values().all(|r| r.voter), "{}", context());
-        assert_eq!(
-            end.replicas[&end.leader].node,
-            desired[0].node,
-            "{}",
-            context()
-        );
+        assert_eq!(end.replicas[&end.leader].node, desired[0].node, "{}", context());
     }
 
     fn desired_lists() -> Vec<Vec<usize>> {
@@ -387,11 +307,7 @@ mod tests {
             lists.push(vec![a]);
             for b in (0..NODES).filter(|&b| b != a) {
                 lists.push(vec![a, b]);
-                lists.extend(
-                    (0..NODES)
-                        .filter(|&c| c != a && c != b)
-                        .map(|c| vec![a, b, c]),
-                );
+                lists.extend((0..NODES).filter(|&c| c != a && c != b).map(|c| vec![a, b, c]));
             }
         }
         lists
@@ -401,29 +317,19 @@ mod tests {
     fn from_every_small_layout_the_steps_end_where_desired_and_keep_the_quorum() {
         let mut checked = 0;
         for code in 0..STARTS.len().pow(NODES as u32) {
-            let starts: Vec<_> = (0..NODES)
-                .map(|node| STARTS[code / STARTS.len().pow(node as u32) % STARTS.len()])
-                .collect();
+            let starts: Vec<_> =
+                (0..NODES).map(|node| STARTS[code / STARTS.len().pow(node as u32) % STARTS.len()]).collect();
             for mask in 0..1_u32 << NODES {
                 let up: Vec<_> = (0..NODES).map(|node| mask & (1 << node) != 0).collect();
                 let replicas = layout(&starts, &up);
-                let leaders: Vec<_> = replicas
-                    .iter()
-                    .filter(|(_, r)| r.voter && works(r))
-                    .map(|(&id, _)| id)
-                    .collect();
+                let leaders: Vec<_> = replicas.iter().filter(|(_, r)| r.voter && works(r)).map(|(&id, _)| id).collect();
                 for leader in leaders {
-                    let observed = Observed {
-                        leader,
-                        joint: false,
-                        replicas: replicas.clone(),
-                    };
+                    let observed = Observed { leader, joint: false, replicas: replicas.clone() };
                     if !quorum(&observed) {
                         continue;
                     }
                     for list in desired_lists() {
-                        let desired: Vec<_> =
-                            list.iter().map(|&node| place(node, up[node])).collect();
+                        let desired: Vec<_> = list.iter().map(|&node| place(node, up[node])).collect();
                         check(observed.clone(), &desired);
                         checked += 1;
                     }
@@ -435,11 +341,7 @@ mod tests {
 
     fn three_voters() -> Observed {
         let replicas = layout(&[Start::Voter, Start::Voter, Start::Voter], &[true; 3]);
-        Observed {
-            leader: id(1),
-            joint: false,
-            replicas,
-        }
+        Observed { leader: id(1), joint: false, replicas }
     }
 
     fn step_of(desired: &[usize], change: impl FnOnce(&mut Observed)) -> Step {
@@ -453,44 +355,21 @@ mod tests {
     fn each_situation_has_its_step() {
         assert_eq!(step_of(&[0, 1, 2], |_| {}), Step::Nothing);
         assert_eq!(step_of(&[0, 1, 3], |o| o.joint = true), Step::FinishJoint);
-        assert_eq!(
-            step_of(&[1, 0, 2], |_| {}),
-            Step::TransferLeader { to: id(2) }
-        );
-        let add = Step::AddLearner {
-            node: "n3".into(),
-            node_id: 103,
-        };
+        assert_eq!(step_of(&[1, 0, 2], |_| {}), Step::TransferLeader { to: id(2) });
+        let add = Step::AddLearner { node: "n3".into(), node_id: 103 };
         assert_eq!(step_of(&[0, 1, 3], |_| {}), add);
         let learner = |caught_up| {
             move |o: &mut Observed| {
-                let replica = Replica {
-                    caught_up,
-                    ..replica(3, Start::Learner, true)
-                };
+                let replica = Replica { caught_up, ..replica(3, Start::Learner, true) };
                 o.replicas.insert(id(4), replica);
             }
         };
-        assert_eq!(
-            step_of(&[0, 1, 3], learner(false)),
-            Step::Nothing,
-            "it catches up first"
-        );
-        let exchange = Step::ChangeVoters {
-            voters: [1, 2, 4].map(id).into(),
-        };
+        assert_eq!(step_of(&[0, 1, 3], learner(false)), Step::Wait, "it catches up first");
+        let exchange = Step::ChangeVoters { voters: [1, 2, 4].map(id).into() };
         assert_eq!(step_of(&[0, 1, 3], learner(true)), exchange);
-        assert_eq!(
-            step_of(&[0, 1, 2, 3], learner(true)),
-            Step::Promote { replica: id(4) }
-        );
-        assert_eq!(
-            step_of(&[0, 1, 2], learner(true)),
-            Step::RemoveLearner { replica: id(4) }
-        );
-        let fewer = Step::ChangeVoters {
-            voters: [1, 2].map(id).into(),
-        };
+        assert_eq!(step_of(&[0, 1, 2, 3], learner(true)), Step::Promote { replica: id(4) });
+        assert_eq!(step_of(&[0, 1, 2], learner(true)), Step::RemoveLearner { replica: id(4) });
+        let fewer = Step::ChangeVoters { voters: [1, 2].map(id).into() };
         assert_eq!(step_of(&[0, 1], |_| {}), fewer);
     }
 

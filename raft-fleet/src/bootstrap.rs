@@ -87,10 +87,7 @@ pub(crate) enum Event {
     /// Somebody told where it stands.
     Heard(Standing),
     /// Somebody promised to this cluster.
-    PromiseArrived {
-        cluster: ClusterKey,
-        promise: Promise,
-    },
+    PromiseArrived { cluster: ClusterKey, promise: Promise },
     /// The cluster group has its first members, in its log.
     Initialized,
 }
@@ -113,9 +110,7 @@ impl Bootstrap {
         use Bootstrap::{Collecting, Decided, Fresh, Member, Promised};
         Ok(match (self, event) {
             (Fresh, Event::Begin { cluster, own }) => match part {
-                Part::Initiator { expect } => {
-                    Self::collect(cluster, BTreeMap::from([(own.node.clone(), own)]), expect)
-                }
+                Part::Initiator { expect } => Self::collect(cluster, BTreeMap::from([(own.node.clone(), own)]), expect),
                 Part::Founder | Part::Joiner => Fresh,
             },
             (Fresh, Event::Heard(Standing::Member { cluster })) => Member { cluster },
@@ -123,29 +118,14 @@ impl Bootstrap {
                 Part::Founder => Promised { cluster },
                 Part::Initiator { .. } | Part::Joiner => Fresh,
             },
-            (
-                Collecting { cluster, promises },
-                Event::Heard(Standing::Member { cluster: other }),
-            ) => {
+            (Collecting { cluster, promises }, Event::Heard(Standing::Member { cluster: other })) => {
                 // Only its own promise: nobody is bound to the id, which may be given up.
                 if promises.len() > 1 && cluster != other {
-                    return Err(Foreign {
-                        own: cluster.id,
-                        other: other.id,
-                    });
+                    return Err(Foreign { own: cluster.id, other: other.id });
                 }
                 Member { cluster: other }
             }
-            (
-                Collecting {
-                    cluster,
-                    mut promises,
-                },
-                Event::PromiseArrived {
-                    cluster: to,
-                    promise,
-                },
-            ) if to == cluster => {
+            (Collecting { cluster, mut promises }, Event::PromiseArrived { cluster: to, promise }) if to == cluster => {
                 promises.insert(promise.node.clone(), promise);
                 match part {
                     Part::Initiator { expect } => Self::collect(cluster, promises, expect),
@@ -159,10 +139,7 @@ impl Bootstrap {
                 Event::Heard(Standing::Member { cluster: other }),
             ) => {
                 if cluster != other {
-                    return Err(Foreign {
-                        own: cluster.id,
-                        other: other.id,
-                    });
+                    return Err(Foreign { own: cluster.id, other: other.id });
                 }
                 match state {
                     Promised { .. } => Member { cluster },
@@ -177,10 +154,7 @@ impl Bootstrap {
         if promises.len() < expect {
             return Self::Collecting { cluster, promises };
         }
-        Self::Decided {
-            cluster,
-            members: promises.into_values().collect(),
-        }
+        Self::Decided { cluster, members: promises.into_values().collect() }
     }
 
     /// What it tells others.
@@ -196,9 +170,7 @@ impl Bootstrap {
     pub(crate) fn bound_to(&self) -> Option<ClusterKey> {
         match self {
             Self::Fresh | Self::Collecting { .. } => None,
-            Self::Decided { cluster, .. }
-            | Self::Promised { cluster }
-            | Self::Member { cluster } => Some(*cluster),
+            Self::Decided { cluster, .. } | Self::Promised { cluster } | Self::Member { cluster } => Some(*cluster),
         }
     }
 

@@ -244,35 +244,21 @@ impl Value for Cluster {
         let now = context.log_time().as_millis();
         let result = match command {
             Command::Register(registration) => self.register(index, now, registration),
-            Command::SetReachable {
-                node,
-                node_id,
-                reachable,
-            } => self.set_reachable(index, now, &node, node_id, reachable),
+            Command::SetReachable { node, node_id, reachable } => {
+                self.set_reachable(index, now, &node, node_id, reachable)
+            }
             Command::Purge { node, node_id } => self.purge(index, now, &node, node_id),
             Command::Drain { node } => self.drain(index, now, &node),
             Command::RemoveNode { node } => self.remove_node(index, &node),
-            Command::AddGroup {
-                group,
-                type_name,
-                replicas,
-            } => self.add_group(index, group, type_name, replicas),
+            Command::AddGroup { group, type_name, replicas } => self.add_group(index, group, type_name, replicas),
             Command::Reform { group, incarnation } => self.reform(index, &group, incarnation),
-            Command::Found {
-                group,
-                incarnation,
-                replicas,
-            } => self.found(index, &group, incarnation, &replicas),
-            Command::SetRunning { group, incarnation } => {
-                self.set_running(index, &group, incarnation)
-            }
+            Command::Found { group, incarnation, replicas } => self.found(index, &group, incarnation, &replicas),
+            Command::SetRunning { group, incarnation } => self.set_running(index, &group, incarnation),
             Command::RemoveGroup { group } => self.remove_group(index, &group),
             Command::CleanedUp { node, groups } => self.cleaned_up(index, &node, &groups),
         };
         match result {
-            Ok(()) => Reply::Done {
-                index: self.changed_at,
-            },
+            Ok(()) => Reply::Done { index: self.changed_at },
             Err(refusal) => Reply::Refused(refusal),
         }
     }
@@ -293,23 +279,22 @@ impl Cluster {
     }
 
     pub(crate) fn groups(&self) -> impl Iterator<Item = (&String, &Group)> {
-        self.groups
-            .iter()
-            .map(|(name, group)| (name, group.as_ref()))
+        self.groups.iter().map(|(name, group)| (name, group.as_ref()))
+    }
+
+    /// Groups that have no leader yet.
+    pub(crate) fn new_groups(&self) -> impl Iterator<Item = (&String, &Group)> {
+        self.groups().filter(|(_, group)| group.phase != GroupPhase::Running)
     }
 
     pub(crate) fn removed(&self) -> impl Iterator<Item = (&String, &RemovedGroup)> {
-        self.removed
-            .iter()
-            .map(|(name, group)| (name, group.as_ref()))
+        self.removed.iter().map(|(name, group)| (name, group.as_ref()))
     }
 
     /// Where a group's replicas belong, the preferred leader first: unreachable nodes keep their places
     /// until they are dead.
     pub(crate) fn places(&self, group: &str, replicas: u32) -> Vec<&str> {
-        let active = self
-            .nodes()
-            .filter(|(_, node)| node.phase == NodePhase::Active);
+        let active = self.nodes().filter(|(_, node)| node.phase == NodePhase::Active);
         let active = active.map(|(name, node)| (name.as_str(), node.zone.as_str()));
         placement::place(group, active, replicas as usize)
     }
@@ -317,10 +302,7 @@ impl Cluster {
     /// Which nodes vote in the cluster group: at most `most` (3, 5 or 7), spread over zones. An even number
     /// would tolerate no more failures than the odd one below it; two nodes both vote, so that either has all.
     pub(crate) fn voters(&self, most: u32) -> Vec<&str> {
-        let active = self
-            .nodes
-            .values()
-            .filter(|node| node.phase == NodePhase::Active);
+        let active = self.nodes.values().filter(|node| node.phase == NodePhase::Active);
         self.places(CLUSTER_GROUP, voter_count(active.count(), most))
     }
 
@@ -338,12 +320,7 @@ impl Cluster {
             nodes: changed(&self.nodes, |node| node.changed_at > since),
             groups: changed(&self.groups, |group| group.changed_at > since),
             removed: changed(&self.removed, |group| group.changed_at > since),
-            forgotten: self
-                .forgotten
-                .iter()
-                .filter(|(at, _)| *at > since)
-                .cloned()
-                .collect(),
+            forgotten: self.forgotten.iter().filter(|(at, _)| *at > since).cloned().collect(),
         })
     }
 
@@ -371,21 +348,12 @@ impl Cluster {
 /// How many of `nodes` vote in the cluster group when at most `most` may.
 pub(crate) fn voter_count(nodes: usize, most: u32) -> u32 {
     let count = u32::try_from(nodes).unwrap_or(u32::MAX).min(most);
-    if count > 2 && count % 2 == 0 {
-        count - 1
-    } else {
-        count
-    }
+    if count > 2 && count % 2 == 0 { count - 1 } else { count }
 }
 
-fn changed<T>(
-    records: &BTreeMap<String, Arc<T>>,
-    is_changed: impl Fn(&T) -> bool,
-) -> BTreeMap<String, Arc<T>> {
+fn changed<T>(records: &BTreeMap<String, Arc<T>>, is_changed: impl Fn(&T) -> bool) -> BTreeMap<String, Arc<T>> {
     let changed = records.iter().filter(|(_, record)| is_changed(record));
-    changed
-        .map(|(name, record)| (name.clone(), record.clone()))
-        .collect()
+    changed.map(|(name, record)| (name.clone(), record.clone())).collect()
 }
 
 /// Forgetting.

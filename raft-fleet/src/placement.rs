@@ -24,39 +24,23 @@ pub(crate) fn place<'a>(
 ) -> Vec<&'a str> {
     let mut zones: BTreeMap<&str, Vec<(u64, &'a str)>> = BTreeMap::new();
     for (name, zone) in nodes {
-        zones
-            .entry(zone)
-            .or_default()
-            .push((weight(group, name), name));
+        zones.entry(zone).or_default().push((weight(group, name), name));
     }
     let mut places = Vec::new();
     for nodes in zones.values_mut() {
         nodes.sort_unstable_by(|a, b| b.cmp(a));
-        places.extend(
-            nodes
-                .iter()
-                .enumerate()
-                .map(|(round, &(weight, name))| (round, std::cmp::Reverse(weight), name)),
-        );
+        places
+            .extend(nodes.iter().enumerate().map(|(round, &(weight, name))| (round, std::cmp::Reverse(weight), name)));
     }
     places.sort_unstable();
-    places
-        .into_iter()
-        .take(count)
-        .map(|(_, _, name)| name)
-        .collect()
+    places.into_iter().take(count).map(|(_, _, name)| name).collect()
 }
 
 /// The weight of a node for a group: FNV-1a of 64 bits over `group 0xFF node`, then the 64-bit finalizer
 /// of MurmurHash3, because FNV's high bits mix too little. 0xFF is in no UTF-8 text.
 fn weight(group: &str, node: &str) -> u64 {
-    let bytes = group
-        .bytes()
-        .chain(std::iter::once(0xFF))
-        .chain(node.bytes());
-    let hash = bytes.fold(FNV_OFFSET, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
-    });
+    let bytes = group.bytes().chain(std::iter::once(0xFF)).chain(node.bytes());
+    let hash = bytes.fold(FNV_OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME));
     let hash = (hash ^ (hash >> 33)).wrapping_mul(MURMUR_FIRST);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(MURMUR_SECOND);
     hash ^ (hash >> 33)
@@ -73,19 +57,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn nodes(count: usize, zones: usize) -> Vec<(String, String)> {
-        (0..count)
-            .map(|i| (format!("n{i}"), format!("z{}", i % zones)))
-            .collect()
+        (0..count).map(|i| (format!("n{i}"), format!("z{}", i % zones))).collect()
     }
 
     fn places(group: &str, nodes: &[(String, String)], count: usize) -> Vec<String> {
-        let nodes = nodes
-            .iter()
-            .map(|(name, zone)| (name.as_str(), zone.as_str()));
-        place(group, nodes, count)
-            .into_iter()
-            .map(str::to_owned)
-            .collect()
+        let nodes = nodes.iter().map(|(name, zone)| (name.as_str(), zone.as_str()));
+        place(group, nodes, count).into_iter().map(str::to_owned).collect()
     }
 
     #[test]
@@ -103,11 +80,7 @@ mod tests {
             ("cluster", "n2 n6 n1 n3 n5"),
         ];
         for (group, expected) in table {
-            assert_eq!(
-                places(group, &nodes(7, 3), 5).join(" "),
-                expected,
-                "{group}"
-            );
+            assert_eq!(places(group, &nodes(7, 3), 5).join(" "), expected, "{group}");
         }
     }
 
@@ -157,24 +130,15 @@ mod tests {
                 let old: BTreeSet<_> = places(&group, before, replicas).into_iter().collect();
                 let new: BTreeSet<_> = places(&group, &after, replicas).into_iter().collect();
                 let added: Vec<_> = new.difference(&old).collect();
-                assert!(
-                    added.is_empty() || added == [joined],
-                    "{group}: {old:?} -> {new:?}"
-                );
+                assert!(added.is_empty() || added == [joined], "{group}: {old:?} -> {new:?}");
                 assert!(old.difference(&new).count() <= 1);
                 moved += added.len();
             }
             // Its share of the places in its zone; zones are of equal size but for one node.
-            let zone_size = after
-                .iter()
-                .filter(|(_, zone)| *zone == after[count].1)
-                .count();
+            let zone_size = after.iter().filter(|(_, zone)| *zone == after[count].1).count();
             let share = (replicas as f64 / zones as f64 / zone_size as f64).min(1.0);
             let allowed = groups as f64 * share * 1.25 + 10.0;
-            assert!(
-                (moved as f64) < allowed,
-                "{count} nodes: {moved} moved, {allowed} allowed"
-            );
+            assert!((moved as f64) < allowed, "{count} nodes: {moved} moved, {allowed} allowed");
         }
     }
 
@@ -183,13 +147,9 @@ mod tests {
         let nodes = nodes(10, 3);
         let mut led: BTreeMap<String, usize> = BTreeMap::new();
         for group in 0..5_000 {
-            *led.entry(places(&format!("g{group}"), &nodes, 3)[0].clone())
-                .or_default() += 1;
+            *led.entry(places(&format!("g{group}"), &nodes, 3)[0].clone()).or_default() += 1;
         }
         assert_eq!(led.len(), 10);
-        assert!(
-            led.values().all(|&count| (400..600).contains(&count)),
-            "{led:?}"
-        );
+        assert!(led.values().all(|&count| (400..600).contains(&count)), "{led:?}");
     }
 }

@@ -10,30 +10,16 @@ fn tag(id: u128) -> ClusterKey {
 }
 
 fn promise(node: usize) -> Promise {
-    Promise {
-        node: format!("n{node}"),
-        node_id: 100 + node as u64,
-        zone: String::new(),
-        replica: 1 + node as u64,
-    }
+    Promise { node: format!("n{node}"), node_id: 100 + node as u64, zone: String::new(), replica: 1 + node as u64 }
 }
 
 fn collecting(id: u128, nodes: &[usize]) -> Bootstrap {
-    let promises = nodes
-        .iter()
-        .map(|&node| (format!("n{node}"), promise(node)))
-        .collect();
-    Bootstrap::Collecting {
-        cluster: tag(id),
-        promises,
-    }
+    let promises = nodes.iter().map(|&node| (format!("n{node}"), promise(node))).collect();
+    Bootstrap::Collecting { cluster: tag(id), promises }
 }
 
 fn decided(id: u128, nodes: &[usize]) -> Bootstrap {
-    Bootstrap::Decided {
-        cluster: tag(id),
-        members: nodes.iter().map(|&node| promise(node)).collect(),
-    }
+    Bootstrap::Decided { cluster: tag(id), members: nodes.iter().map(|&node| promise(node)).collect() }
 }
 
 fn promised(id: u128) -> Bootstrap {
@@ -49,188 +35,38 @@ fn every_state_with_every_event() {
     use Bootstrap::Fresh;
     use Part::{Founder, Joiner};
     let initiator = Part::Initiator { expect: 3 };
-    let begin = || Event::Begin {
-        cluster: tag(7),
-        own: promise(1),
-    };
+    let begin = || Event::Begin { cluster: tag(7), own: promise(1) };
     let asked = |id| Event::Heard(Standing::Asking { cluster: tag(id) });
     let member_of = |id| Event::Heard(Standing::Member { cluster: tag(id) });
-    let arrives = |id, node| Event::PromiseArrived {
-        cluster: tag(id),
-        promise: promise(node),
-    };
+    let arrives = |id, node| Event::PromiseArrived { cluster: tag(id), promise: promise(node) };
     let foreign = Err(Foreign { own: 7, other: 8 });
     let table = [
-        (
-            "only the initiator begins",
-            initiator,
-            Fresh,
-            begin(),
-            Ok(collecting(7, &[1])),
-        ),
+        ("only the initiator begins", initiator, Fresh, begin(), Ok(collecting(7, &[1]))),
         ("a founder waits", Founder, Fresh, begin(), Ok(Fresh)),
         ("a joiner waits", Joiner, Fresh, begin(), Ok(Fresh)),
-        (
-            "one alone is complete",
-            Part::Initiator { expect: 1 },
-            Fresh,
-            begin(),
-            Ok(decided(7, &[1])),
-        ),
-        (
-            "a founder promises",
-            Founder,
-            Fresh,
-            asked(7),
-            Ok(promised(7)),
-        ),
-        (
-            "a joiner does not promise",
-            Joiner,
-            Fresh,
-            asked(7),
-            Ok(Fresh),
-        ),
-        (
-            "an initiator does not promise",
-            initiator,
-            Fresh,
-            asked(7),
-            Ok(Fresh),
-        ),
-        (
-            "a fresh node joins",
-            Joiner,
-            Fresh,
-            member_of(7),
-            Ok(member(7)),
-        ),
-        (
-            "a wiped initiator joins",
-            initiator,
-            Fresh,
-            member_of(7),
-            Ok(member(7)),
-        ),
-        (
-            "it begins once",
-            initiator,
-            collecting(8, &[1]),
-            begin(),
-            Ok(collecting(8, &[1])),
-        ),
-        (
-            "a promise counts",
-            initiator,
-            collecting(7, &[1]),
-            arrives(7, 2),
-            Ok(collecting(7, &[1, 2])),
-        ),
-        (
-            "a promise counts once",
-            initiator,
-            collecting(7, &[1, 2]),
-            arrives(7, 2),
-            Ok(collecting(7, &[1, 2])),
-        ),
-        (
-            "the last promise decides",
-            initiator,
-            collecting(7, &[1, 2]),
-            arrives(7, 3),
-            Ok(decided(7, &[1, 2, 3])),
-        ),
-        (
-            "another's promise",
-            initiator,
-            collecting(7, &[1, 2]),
-            arrives(8, 3),
-            Ok(collecting(7, &[1, 2])),
-        ),
-        (
-            "nobody is bound yet",
-            initiator,
-            collecting(7, &[1]),
-            member_of(8),
-            Ok(member(8)),
-        ),
-        (
-            "somebody is bound",
-            initiator,
-            collecting(7, &[1, 2]),
-            member_of(8),
-            foreign.clone(),
-        ),
-        (
-            "the members never change",
-            initiator,
-            decided(7, &[1, 2, 3]),
-            arrives(7, 4),
-            Ok(decided(7, &[1, 2, 3])),
-        ),
-        (
-            "it is done",
-            initiator,
-            decided(7, &[1, 2, 3]),
-            Event::Initialized,
-            Ok(member(7)),
-        ),
-        (
-            "decided elsewhere",
-            initiator,
-            decided(7, &[1, 2, 3]),
-            member_of(8),
-            foreign.clone(),
-        ),
-        (
-            "a promise binds",
-            Founder,
-            promised(7),
-            asked(8),
-            Ok(promised(7)),
-        ),
-        (
-            "the promised cluster is there",
-            Founder,
-            promised(7),
-            member_of(7),
-            Ok(member(7)),
-        ),
-        (
-            "another cluster is there",
-            Founder,
-            promised(7),
-            member_of(8),
-            foreign.clone(),
-        ),
-        (
-            "promised, then set to join only",
-            Joiner,
-            promised(7),
-            member_of(7),
-            Ok(member(7)),
-        ),
-        (
-            "a member stays",
-            Joiner,
-            member(7),
-            member_of(7),
-            Ok(member(7)),
-        ),
-        (
-            "a member of another",
-            Joiner,
-            member(7),
-            member_of(8),
-            foreign,
-        ),
-        (
-            "nobody initializes but who decided",
-            Founder,
-            promised(7),
-            Event::Initialized,
-            Ok(promised(7)),
-        ),
+        ("one alone is complete", Part::Initiator { expect: 1 }, Fresh, begin(), Ok(decided(7, &[1]))),
+        ("a founder promises", Founder, Fresh, asked(7), Ok(promised(7))),
+        ("a joiner does not promise", Joiner, Fresh, asked(7), Ok(Fresh)),
+        ("an initiator does not promise", initiator, Fresh, asked(7), Ok(Fresh)),
+        ("a fresh node joins", Joiner, Fresh, member_of(7), Ok(member(7))),
+        ("a wiped initiator joins", initiator, Fresh, member_of(7), Ok(member(7))),
+        ("it begins once", initiator, collecting(8, &[1]), begin(), Ok(collecting(8, &[1]))),
+        ("a promise counts", initiator, collecting(7, &[1]), arrives(7, 2), Ok(collecting(7, &[1, 2]))),
+        ("a promise counts once", initiator, collecting(7, &[1, 2]), arrives(7, 2), Ok(collecting(7, &[1, 2]))),
+        ("the last promise decides", initiator, collecting(7, &[1, 2]), arrives(7, 3), Ok(decided(7, &[1, 2, 3]))),
+        ("another's promise", initiator, collecting(7, &[1, 2]), arrives(8, 3), Ok(collecting(7, &[1, 2]))),
+        ("nobody is bound yet", initiator, collecting(7, &[1]), member_of(8), Ok(member(8))),
+        ("somebody is bound", initiator, collecting(7, &[1, 2]), member_of(8), foreign.clone()),
+        ("the members never change", initiator, decided(7, &[1, 2, 3]), arrives(7, 4), Ok(decided(7, &[1, 2, 3]))),
+        ("it is done", initiator, decided(7, &[1, 2, 3]), Event::Initialized, Ok(member(7))),
+        ("decided elsewhere", initiator, decided(7, &[1, 2, 3]), member_of(8), foreign.clone()),
+        ("a promise binds", Founder, promised(7), asked(8), Ok(promised(7))),
+        ("the promised cluster is there", Founder, promised(7), member_of(7), Ok(member(7))),
+        ("another cluster is there", Founder, promised(7), member_of(8), foreign.clone()),
+        ("promised, then set to join only", Joiner, promised(7), member_of(7), Ok(member(7))),
+        ("a member stays", Joiner, member(7), member_of(7), Ok(member(7))),
+        ("a member of another", Joiner, member(7), member_of(8), foreign),
+        ("nobody initializes but who decided", Founder, promised(7), Event::Initialized, Ok(promised(7))),
     ];
     for (what, part, state, event, expected) in table {
         assert_eq!(state.next(part, event), expected, "{what}");
@@ -267,15 +103,7 @@ struct Model {
 impl Model {
     fn new(seed: u64, parts: Vec<Part>, planted: Planted) -> Self {
         let states = vec![Bootstrap::Fresh; parts.len()];
-        Self {
-            random: seed,
-            parts,
-            states,
-            network: Vec::new(),
-            clusters: BTreeSet::new(),
-            next_id: 0,
-            planted,
-        }
+        Self { random: seed, parts, states, network: Vec::new(), clusters: BTreeSet::new(), next_id: 0, planted }
     }
 
     /// SplitMix64.
@@ -288,10 +116,7 @@ impl Model {
 
     fn event(&mut self, node: usize, event: Event) {
         let before = std::mem::take(&mut self.states[node]);
-        let after = before
-            .clone()
-            .next(self.parts[node], event)
-            .unwrap_or_else(|_| before.clone());
+        let after = before.clone().next(self.parts[node], event).unwrap_or_else(|_| before.clone());
         if let (Some(old), Some(new)) = (before.bound_to(), after.bound_to()) {
             assert_eq!(old, new, "node {node} is bound to a second cluster");
         }
@@ -301,10 +126,7 @@ impl Model {
     /// What a node's own loop does: begins, initializes, asks everybody.
     fn turn(&mut self, node: usize) {
         self.next_id += 1;
-        let begin = Event::Begin {
-            cluster: tag(self.next_id),
-            own: promise(node),
-        };
+        let begin = Event::Begin { cluster: tag(self.next_id), own: promise(node) };
         self.event(node, begin);
         if let Bootstrap::Decided { cluster, .. } = self.states[node] {
             self.clusters.insert(cluster);
@@ -329,22 +151,17 @@ impl Model {
                     (standing, &self.states[to])
                     && cluster == *own
                 {
-                    self.network
-                        .push((to, from, Message::Promise(cluster, promise(to))));
+                    self.network.push((to, from, Message::Promise(cluster, promise(to))));
                 }
             }
-            Message::Promise(cluster, promise) => {
-                self.event(to, Event::PromiseArrived { cluster, promise })
-            }
+            Message::Promise(cluster, promise) => self.event(to, Event::PromiseArrived { cluster, promise }),
         }
     }
 
     fn crash(&mut self, node: usize) {
         let forgets = match (&self.states[node], self.planted) {
             (Bootstrap::Promised { .. }, Planted::PromiseIsNotSynced) => true,
-            (Bootstrap::Collecting { .. } | Bootstrap::Decided { .. }, Planted::IdIsNotSynced) => {
-                true
-            }
+            (Bootstrap::Collecting { .. } | Bootstrap::Decided { .. }, Planted::IdIsNotSynced) => true,
             _ => false,
         };
         if forgets {
@@ -418,9 +235,7 @@ fn two_initiators_by_mistake_make_at_most_one_cluster_when_they_expect_a_majorit
         let count = 3 + seed as usize % 3;
         let mut parts = parts(count, 0);
         for initiator in &mut parts[..2] {
-            *initiator = Part::Initiator {
-                expect: count / 2 + 1,
-            };
+            *initiator = Part::Initiator { expect: count / 2 + 1 };
         }
         let mut model = Model::new(seed, parts, Planted::Nothing);
         model.random_steps(300);

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    CLUSTER_GROUP, Cluster, Forgotten, Founder, Group, GroupPhase, NodePhase, Refusal, RemovedGroup,
-};
+use super::{CLUSTER_GROUP, Cluster, Forgotten, Founder, Group, GroupPhase, NodePhase, Refusal, RemovedGroup};
 use crate::placement;
 
 impl Cluster {
@@ -19,43 +17,23 @@ impl Cluster {
             return Err(Refusal::GroupExists);
         }
         if let Some(removed) = self.removed.get(&name) {
-            return Err(Refusal::CleanupOngoing {
-                pending: removed.pending.iter().cloned().collect(),
-            });
+            return Err(Refusal::CleanupOngoing { pending: removed.pending.iter().cloned().collect() });
         }
         let founders = self.founders(&name, replicas)?;
         let phase = GroupPhase::Forming { founders };
-        self.groups.insert(
-            name,
-            Arc::new(Group {
-                type_name,
-                replicas,
-                incarnation: index,
-                phase,
-                changed_at: index,
-            }),
-        );
+        self.groups.insert(name, Arc::new(Group { type_name, replicas, incarnation: index, phase, changed_at: index }));
         self.changed_at = index;
         Ok(())
     }
 
-    pub(super) fn reform(
-        &mut self,
-        index: u64,
-        name: &str,
-        incarnation: u64,
-    ) -> Result<(), Refusal> {
+    pub(super) fn reform(&mut self, index: u64, name: &str, incarnation: u64) -> Result<(), Refusal> {
         let replicas = self.group_of(name, incarnation)?.replicas;
-        if !matches!(
-            self.group_of(name, incarnation)?.phase,
-            GroupPhase::Forming { .. }
-        ) {
+        if !matches!(self.group_of(name, incarnation)?.phase, GroupPhase::Forming { .. }) {
             return Err(Refusal::Outdated);
         }
         let founders = self.founders(name, replicas)?;
         let group = self.group_of(name, incarnation)?;
-        (group.phase, group.incarnation, group.changed_at) =
-            (GroupPhase::Forming { founders }, index, index);
+        (group.phase, group.incarnation, group.changed_at) = (GroupPhase::Forming { founders }, index, index);
         self.changed_at = index;
         Ok(())
     }
@@ -76,12 +54,7 @@ impl Cluster {
         let mut founders = Vec::new();
         for (node, node_id, replica) in replicas {
             let zone = self.node_of_memory(node, *node_id)?.zone.clone();
-            founders.push(Founder {
-                node: node.clone(),
-                node_id: *node_id,
-                zone,
-                replica: *replica,
-            });
+            founders.push(Founder { node: node.clone(), node_id: *node_id, zone, replica: *replica });
         }
         let group = self.group_of(name, incarnation)?;
         (group.phase, group.changed_at) = (GroupPhase::Founded { founders }, index);
@@ -89,12 +62,7 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn set_running(
-        &mut self,
-        index: u64,
-        name: &str,
-        incarnation: u64,
-    ) -> Result<(), Refusal> {
+    pub(super) fn set_running(&mut self, index: u64, name: &str, incarnation: u64) -> Result<(), Refusal> {
         let group = self.group_of(name, incarnation)?;
         match group.phase {
             GroupPhase::Forming { .. } => return Err(Refusal::Outdated),
@@ -108,34 +76,17 @@ impl Cluster {
     }
 
     pub(super) fn remove_group(&mut self, index: u64, name: &str) -> Result<(), Refusal> {
-        let incarnation = self
-            .groups
-            .get(name)
-            .ok_or(Refusal::GroupNotFound)?
-            .incarnation;
+        let incarnation = self.groups.get(name).ok_or(Refusal::GroupNotFound)?.incarnation;
         self.forget(index, Forgotten::Group(name.to_owned()));
         let pending = self.nodes.keys().cloned().collect();
-        let removed = RemovedGroup {
-            incarnation,
-            pending,
-            changed_at: index,
-        };
+        let removed = RemovedGroup { incarnation, pending, changed_at: index };
         self.removed.insert(name.to_owned(), Arc::new(removed));
         Ok(())
     }
 
-    pub(super) fn cleaned_up(
-        &mut self,
-        index: u64,
-        node: &str,
-        groups: &[(String, u64)],
-    ) -> Result<(), Refusal> {
+    pub(super) fn cleaned_up(&mut self, index: u64, node: &str, groups: &[(String, u64)]) -> Result<(), Refusal> {
         for (name, incarnation) in groups {
-            let Some(removed) = self
-                .removed
-                .get_mut(name)
-                .filter(|removed| removed.incarnation == *incarnation)
-            else {
+            let Some(removed) = self.removed.get_mut(name).filter(|removed| removed.incarnation == *incarnation) else {
                 continue;
             };
             let removed = Arc::make_mut(removed);
@@ -160,9 +111,7 @@ impl Cluster {
 
     /// The first members' nodes: those that can answer now.
     pub(super) fn founders(&self, group: &str, replicas: u32) -> Result<Vec<String>, Refusal> {
-        let able = self
-            .nodes()
-            .filter(|(_, n)| n.phase == NodePhase::Active && n.unreachable_since.is_none());
+        let able = self.nodes().filter(|(_, n)| n.phase == NodePhase::Active && n.unreachable_since.is_none());
         let able = able.map(|(name, node)| (name.as_str(), node.zone.as_str()));
         let founders = placement::place(group, able, replicas as usize);
         if founders.is_empty() {

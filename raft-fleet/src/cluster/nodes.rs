@@ -5,22 +5,14 @@ use std::sync::Arc;
 use super::{Cluster, Forgotten, Node, NodePhase, Refusal, Registration};
 
 impl Cluster {
-    pub(super) fn register(
-        &mut self,
-        index: u64,
-        now: u64,
-        given: Registration,
-    ) -> Result<(), Refusal> {
+    pub(super) fn register(&mut self, index: u64, now: u64, given: Registration) -> Result<(), Refusal> {
         let existing = self.nodes.get(&given.node);
         let (phase, since, fenced) = match existing {
             None => (NodePhase::Active, now, Vec::new()),
             Some(node) if node.node_id == given.node_id => {
                 let repeated = node.boot == given.boot && node.start == given.start;
                 if given.boot <= node.boot && !repeated {
-                    return Err(Refusal::RolledBack {
-                        given: given.boot,
-                        registered: node.boot,
-                    });
+                    return Err(Refusal::RolledBack { given: given.boot, registered: node.boot });
                 }
                 match node.phase {
                     NodePhase::Dead => (NodePhase::Active, now, node.fenced.clone()),
@@ -71,13 +63,7 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn purge(
-        &mut self,
-        index: u64,
-        now: u64,
-        name: &str,
-        node_id: u64,
-    ) -> Result<(), Refusal> {
+    pub(super) fn purge(&mut self, index: u64, now: u64, name: &str, node_id: u64) -> Result<(), Refusal> {
         let node = self.node_of_memory(name, node_id)?;
         if node.unreachable_since.is_none() {
             return Err(Refusal::NodeInUse);
@@ -104,23 +90,13 @@ impl Cluster {
             return Err(Refusal::NodeInUse);
         }
         self.forget(index, Forgotten::Node(name.to_owned()));
-        let waiting: Vec<_> = self
-            .removed
-            .iter()
-            .filter(|(_, group)| group.pending.contains(name))
-            .collect();
-        let waiting: Vec<_> = waiting
-            .into_iter()
-            .map(|(group, removed)| (group.clone(), removed.incarnation))
-            .collect();
+        let waiting: Vec<_> = self.removed.iter().filter(|(_, group)| group.pending.contains(name)).collect();
+        let waiting: Vec<_> =
+            waiting.into_iter().map(|(group, removed)| (group.clone(), removed.incarnation)).collect();
         self.cleaned_up(index, name, &waiting)
     }
 
-    pub(super) fn node_of_memory(
-        &mut self,
-        name: &str,
-        node_id: u64,
-    ) -> Result<&mut Node, Refusal> {
+    pub(super) fn node_of_memory(&mut self, name: &str, node_id: u64) -> Result<&mut Node, Refusal> {
         let node = self.nodes.get_mut(name).ok_or(Refusal::NodeNotFound)?;
         if node.node_id != node_id {
             return Err(Refusal::Outdated);
@@ -137,14 +113,8 @@ fn may_take_over(node: &Node, given: &Registration) -> Result<(), Refusal> {
     match (node.phase, node.unreachable_since) {
         (NodePhase::Dead, _) => Ok(()),
         (_, Some(_)) if given.replace => Ok(()),
-        (_, Some(since)) => Err(Refusal::WaitsForPurge {
-            node_id: node.node_id,
-            since,
-        }),
-        (_, None) => Err(Refusal::NameInUse {
-            node_id: node.node_id,
-            address: node.address.clone(),
-        }),
+        (_, Some(since)) => Err(Refusal::WaitsForPurge { node_id: node.node_id, since }),
+        (_, None) => Err(Refusal::NameInUse { node_id: node.node_id, address: node.address.clone() }),
     }
 }
 

@@ -22,8 +22,7 @@ impl Run {
     fn reply(&mut self, command: Command) -> Reply {
         self.index += 1;
         let now = LogTime::from_millis(self.index * 1_000);
-        self.cluster
-            .command_in(&Context::new(now, self.index, None), command)
+        self.cluster.command_in(&Context::new(now, self.index, None), command)
     }
 
     fn done(&mut self, command: Command) {
@@ -47,9 +46,7 @@ impl Run {
     }
 
     fn founders(&self, group: &str) -> Vec<(String, u64, u64)> {
-        let GroupPhase::Forming { founders } = &self.cluster.group(group).unwrap().phase else {
-            panic!()
-        };
+        let GroupPhase::Forming { founders } = &self.cluster.group(group).unwrap().phase else { panic!() };
         let replica = |name: &String| (name.clone(), self.cluster.node(name).unwrap().node_id, 7);
         founders.iter().map(replica).collect()
     }
@@ -69,49 +66,28 @@ fn register(node: &str, node_id: u64, boot: u64) -> Command {
 }
 
 fn replacing(node: &str, node_id: u64) -> Command {
-    let Command::Register(registration) = register(node, node_id, 1) else {
-        unreachable!()
-    };
-    Command::Register(Registration {
-        replace: true,
-        ..registration
-    })
+    let Command::Register(registration) = register(node, node_id, 1) else { unreachable!() };
+    Command::Register(Registration { replace: true, ..registration })
 }
 
 fn reachable(node: &str, node_id: u64, reachable: bool) -> Command {
-    Command::SetReachable {
-        node: node.into(),
-        node_id,
-        reachable,
-    }
+    Command::SetReachable { node: node.into(), node_id, reachable }
 }
 
 fn purge(node: &str, node_id: u64) -> Command {
-    Command::Purge {
-        node: node.into(),
-        node_id,
-    }
+    Command::Purge { node: node.into(), node_id }
 }
 
 fn add(group: &str, replicas: u32) -> Command {
-    Command::AddGroup {
-        group: group.into(),
-        type_name: "int".into(),
-        replicas,
-    }
+    Command::AddGroup { group: group.into(), type_name: "int".into(), replicas }
 }
 
 fn remove(group: &str) -> Command {
-    Command::RemoveGroup {
-        group: group.into(),
-    }
+    Command::RemoveGroup { group: group.into() }
 }
 
 fn cleaned_up(node: &str, group: &str, incarnation: u64) -> Command {
-    Command::CleanedUp {
-        node: node.into(),
-        groups: vec![(group.into(), incarnation)],
-    }
+    Command::CleanedUp { node: node.into(), groups: vec![(group.into(), incarnation)] }
 }
 
 #[test]
@@ -119,57 +95,24 @@ fn a_boot_number_must_rise_and_a_repeated_registration_may_not() {
     let mut run = Run::with_nodes(1);
     run.done(register("n1", 101, 1));
     run.done(register("n1", 101, 5));
-    assert_eq!(
-        run.refused(register("n1", 101, 4)),
-        Refusal::RolledBack {
-            given: 4,
-            registered: 5
-        }
-    );
-    let Command::Register(other_start) = register("n1", 101, 5) else {
-        unreachable!()
-    };
-    let other_start = Command::Register(Registration {
-        start: 51,
-        ..other_start
-    });
-    assert_eq!(
-        run.refused(other_start),
-        Refusal::RolledBack {
-            given: 5,
-            registered: 5
-        }
-    );
+    assert_eq!(run.refused(register("n1", 101, 4)), Refusal::RolledBack { given: 4, registered: 5 });
+    let Command::Register(other_start) = register("n1", 101, 5) else { unreachable!() };
+    let other_start = Command::Register(Registration { start: 51, ..other_start });
+    assert_eq!(run.refused(other_start), Refusal::RolledBack { given: 5, registered: 5 });
 }
 
 #[test]
 fn a_second_memory_under_a_live_name_is_refused_and_under_a_dead_one_takes_over() {
     let mut run = Run::with_nodes(2);
-    assert!(matches!(
-        run.refused(register("n1", 999, 1)),
-        Refusal::NameInUse { node_id: 101, .. }
-    ));
-    assert!(matches!(
-        run.refused(replacing("n1", 999)),
-        Refusal::NameInUse { .. }
-    ));
+    assert!(matches!(run.refused(register("n1", 999, 1)), Refusal::NameInUse { node_id: 101, .. }));
+    assert!(matches!(run.refused(replacing("n1", 999)), Refusal::NameInUse { .. }));
     run.done(reachable("n1", 101, false));
-    assert!(matches!(
-        run.refused(register("n1", 999, 1)),
-        Refusal::WaitsForPurge {
-            node_id: 101,
-            since: 5_000
-        }
-    ));
+    assert!(matches!(run.refused(register("n1", 999, 1)), Refusal::WaitsForPurge { node_id: 101, since: 5_000 }));
     run.done(purge("n1", 101));
     run.done(register("n1", 999, 1));
     assert_eq!(run.cluster.node("n1").unwrap().phase, NodePhase::Active);
     run.done(reachable("n1", 999, false));
-    assert_eq!(
-        run.refused(register("n1", 101, 2)),
-        Refusal::Fenced,
-        "its successor is only unreachable"
-    );
+    assert_eq!(run.refused(register("n1", 101, 2)), Refusal::Fenced, "its successor is only unreachable");
     run.done(replacing("n1", 998));
     assert_eq!(run.refused(purge("n1", 999)), Refusal::Outdated);
 }
@@ -178,21 +121,10 @@ fn a_second_memory_under_a_live_name_is_refused_and_under_a_dead_one_takes_over(
 fn a_node_that_returns_in_time_keeps_its_place_and_one_that_was_purged_is_active_again() {
     let mut run = Run::with_nodes(3);
     run.done(reachable("n2", 102, false));
-    assert_eq!(
-        run.cluster.node("n2").unwrap().unreachable_since,
-        Some(4_000)
-    );
-    assert_eq!(
-        run.cluster.places("g", 9).len(),
-        3,
-        "nothing moves before the purge"
-    );
+    assert_eq!(run.cluster.node("n2").unwrap().unreachable_since, Some(4_000));
+    assert_eq!(run.cluster.places("g", 9).len(), 3, "nothing moves before the purge");
     run.done(reachable("n2", 102, false));
-    assert_eq!(
-        run.cluster.node("n2").unwrap().unreachable_since,
-        Some(4_000),
-        "since the first time"
-    );
+    assert_eq!(run.cluster.node("n2").unwrap().unreachable_since, Some(4_000), "since the first time");
     run.done(reachable("n2", 102, true));
     assert_eq!(run.refused(purge("n2", 102)), Refusal::NodeInUse);
     run.done(reachable("n2", 102, false));
@@ -211,11 +143,7 @@ fn a_working_node_is_drained_before_it_is_removed() {
     run.done(Command::Drain { node: "n1".into() });
     assert_eq!(run.cluster.places("g", 9).len(), 2);
     run.done(register("n1", 101, 2));
-    assert_eq!(
-        run.cluster.node("n1").unwrap().phase,
-        NodePhase::Draining,
-        "a restart does not bring it back"
-    );
+    assert_eq!(run.cluster.node("n1").unwrap().phase, NodePhase::Draining, "a restart does not bring it back");
     run.done(remove_node("n1"));
     assert!(run.cluster.node("n1").is_none());
 }
@@ -228,46 +156,19 @@ fn a_group_is_founded_once_by_exactly_its_founders() {
     assert_eq!(run.refused(add(CLUSTER_GROUP, 3)), Refusal::GroupExists);
     let (first, replicas) = (run.incarnation("g"), run.founders("g"));
     assert_eq!(replicas.len(), 3);
-    let found = |incarnation, replicas: &[_]| Command::Found {
-        group: "g".into(),
-        incarnation,
-        replicas: replicas.to_vec(),
-    };
-    assert_eq!(
-        run.refused(found(first, &replicas[1..])),
-        Refusal::Outdated,
-        "not all of them"
-    );
-    run.done(Command::Reform {
-        group: "g".into(),
-        incarnation: first,
-    });
-    assert_eq!(
-        run.refused(found(first, &replicas)),
-        Refusal::Outdated,
-        "an older attempt"
-    );
+    let found =
+        |incarnation, replicas: &[_]| Command::Found { group: "g".into(), incarnation, replicas: replicas.to_vec() };
+    assert_eq!(run.refused(found(first, &replicas[1..])), Refusal::Outdated, "not all of them");
+    run.done(Command::Reform { group: "g".into(), incarnation: first });
+    assert_eq!(run.refused(found(first, &replicas)), Refusal::Outdated, "an older attempt");
     let (second, replicas) = (run.incarnation("g"), run.founders("g"));
     assert!(second > first);
     run.done(found(second, &replicas));
-    assert_eq!(
-        run.refused(found(second, &replicas)),
-        Refusal::Outdated,
-        "founded already"
-    );
-    let reform = Command::Reform {
-        group: "g".into(),
-        incarnation: second,
-    };
+    assert_eq!(run.refused(found(second, &replicas)), Refusal::Outdated, "founded already");
+    let reform = Command::Reform { group: "g".into(), incarnation: second };
     assert_eq!(run.refused(reform), Refusal::Outdated, "it may have data");
-    run.done(Command::SetRunning {
-        group: "g".into(),
-        incarnation: second,
-    });
-    run.done(Command::SetRunning {
-        group: "g".into(),
-        incarnation: second,
-    });
+    run.done(Command::SetRunning { group: "g".into(), incarnation: second });
+    run.done(Command::SetRunning { group: "g".into(), incarnation: second });
 }
 
 #[test]
@@ -277,14 +178,7 @@ fn a_founder_that_lost_its_memory_meanwhile_founds_nothing() {
     let (incarnation, replicas) = (run.incarnation("g"), run.founders("g"));
     run.done(reachable("n1", 101, false));
     run.done(replacing("n1", 999));
-    assert_eq!(
-        run.refused(Command::Found {
-            group: "g".into(),
-            incarnation,
-            replicas
-        }),
-        Refusal::Outdated
-    );
+    assert_eq!(run.refused(Command::Found { group: "g".into(), incarnation, replicas }), Refusal::Outdated);
 }
 
 #[test]
@@ -299,10 +193,7 @@ fn a_removed_group_keeps_its_name_until_every_node_has_cleaned_up() {
     run.done(cleaned_up("n1", "g", incarnation));
     run.done(cleaned_up("n2", "g", incarnation + 1));
     let pending = vec!["n2".to_owned(), "n3".to_owned()];
-    assert_eq!(
-        run.refused(add("g", 2)),
-        Refusal::CleanupOngoing { pending }
-    );
+    assert_eq!(run.refused(add("g", 2)), Refusal::CleanupOngoing { pending });
     run.done(cleaned_up("n2", "g", incarnation));
     run.done(reachable("n3", 103, false));
     run.done(Command::RemoveNode { node: "n3".into() });
@@ -323,16 +214,7 @@ fn groups_are_founded_on_nodes_that_answer() {
 
 #[test]
 fn the_number_of_voters_is_odd_where_that_helps() {
-    let expected = [
-        (0, 0),
-        (1, 1),
-        (2, 2),
-        (3, 3),
-        (4, 3),
-        (5, 5),
-        (6, 5),
-        (100, 5),
-    ];
+    let expected = [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3), (5, 5), (6, 5), (100, 5)];
     for (nodes, voters) in expected {
         assert_eq!(voter_count(nodes, 5), voters, "{nodes} nodes");
     }
@@ -340,11 +222,7 @@ fn the_number_of_voters_is_odd_where_that_helps() {
     assert_eq!(voter_count(100, 3), 3);
     let mut run = Run::with_nodes(6);
     let zones = |run: &Run| -> BTreeSet<String> {
-        run.cluster
-            .voters(3)
-            .iter()
-            .map(|name| run.cluster.node(name).unwrap().zone.clone())
-            .collect()
+        run.cluster.voters(3).iter().map(|name| run.cluster.node(name).unwrap().zone.clone()).collect()
     };
     assert_eq!(zones(&run).len(), 2);
     run.done(reachable("n1", 101, false));
@@ -380,14 +258,9 @@ impl Random {
             7 => Command::Reform { group, incarnation },
             8 => remove(&group),
             9 => {
-                let removed: Vec<_> = cluster
-                    .removed()
-                    .map(|(name, group)| (name.clone(), group.incarnation))
-                    .collect();
-                Command::CleanedUp {
-                    node: name,
-                    groups: removed,
-                }
+                let removed: Vec<_> =
+                    cluster.removed().map(|(name, group)| (name.clone(), group.incarnation)).collect();
+                Command::CleanedUp { node: name, groups: removed }
             }
             _ => Command::Drain { node: name },
         }
@@ -438,8 +311,5 @@ fn the_state_survives_its_encoding() {
     let mut run = Run::with_nodes(3);
     run.done(add("g", 3));
     let bytes = rafted_value::encode(&run.cluster).unwrap();
-    assert_eq!(
-        rafted_value::decode::<Cluster>(&bytes).unwrap(),
-        run.cluster
-    );
+    assert_eq!(rafted_value::decode::<Cluster>(&bytes).unwrap(), run.cluster);
 }

@@ -1,0 +1,219 @@
+//! Keeps this node's copy of the cluster's state up to date: from its own replica of the cluster group where that
+//! votes, else from a node whose replica does, resumed by index.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use batched_comm::NodeName;
+use rafted_value::Status;
+
+use crate::cluster::{CLUSTER_GROUP, Cluster, NodePhase};
+use crate::error::NodeFailure;
+use crate::event::FleetEvent;
+use crate::memory::Known;
+use crate::message::{Follow, Followed, Start};
+use crate::node::Node;
+use crate::replicas::Hosted;
+
+/// How long the other side waits for a change before it says that there is none.
+pub(crate) const FOLLOW_WAIT: Duration = Duration::from_secs(10);
+/// How much longer its answer may take.
+const SLACK: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is looked whether the own replica has begun or ceased to vote.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Never ends by itself.
+pub(crate) async fn follow(node: &Arc<Node>) {
+    let mut source = None;
+    loop {
+        match own_voter(node) {
+            Some(hosted) => follow_own(node, &hosted).await,
+            None => source = follow_other(node, source).await,
+        }
+    }
+}
+
+/// This node's replica of the cluster group, if what it has applied is as new as anybody's.
+pub(crate) fn own_voter(node: &Node) -> Option<Hosted> {
+    let is_current =
+        |status: &Status| status.members.is_voter(status.replica) && status.leader.is_some() && node.gate.is_open();
+    node.replicas.all_of_group(CLUSTER_GROUP).into_iter().find(|hosted| is_current(&hosted.replica.status()))
+}
+
+/// Copies what the own replica has applied, until something may have happened to it.
+async fn follow_own(node: &Node, hosted: &Hosted) {
+    let mut applied = hosted.replica.applied();
+    applied.borrow_and_update();
+    let since = node.view.get().changed_at;
+    if let Some(Some(delta)) = hosted.replica.read_local(|cluster: &Cluster, _| cluster.delta(since)) {
+        node.view.follow(delta);
+    }
+    if let Ok(Err(_)) = tokio::time::timeout(LOOK, applied.changed()).await {
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Asks one other node; answers whom to ask next.
+async fn follow_other(node: &Node, source: Option<String>) -> Option<String> {
+    let Some(source) = source.or_else(|| choose_source(node)) else {
+        tokio::time::sleep(PAUSE).await;
+        return None;
+    };
+    let request = Follow { since: node.view.get().changed_at };
+    let answer = tokio::select! {
+        answer = node.call(&source, &request, FOLLOW_WAIT + SLACK) => answer,
+        () = node.peers.wait_silent(&source) => return None,
+        () = becomes_voter(node) => return None,
+    };
+    match answer {
+        Ok(Followed::Changed(delta)) => node.view.follow(delta),
+        Ok(Followed::Unchanged) => {}
+        Ok(Followed::NotHere) | Err(_) => {
+            tokio::time::sleep(PAUSE.mul_f64(rand::random_range(0.5..1.5))).await;
+            return None;
+        }
+    }
+    Some(source)
+}
+
+async fn becomes_voter(node: &Node) {
+    while own_voter(node).is_none() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// A node that should vote in the cluster group, or any other; a different one each time.
+fn choose_source(node: &Node) -> Option<String> {
+    let view = node.view.get();
+    let mut names: Vec<String> = view.voters(node.config.cluster_voters()).into_iter().map(str::to_owned).collect();
+    // Where the members are being moved, those that should vote may not do so yet: ask others now and then.
+    if names.is_empty() || rand::random_range(0..3) == 0 {
+        names.extend(node.contacts.get().into_keys());
+        names.extend(view.nodes().map(|(name, _)| name.clone()));
+    }
+    names.retain(|name| !node.is_here(name) && !node.peers.is_silent(name));
+    if names.is_empty() {
+        return None;
+    }
+    Some(names.swap_remove(rand::random_range(0..names.len())))
+}
+
+/// Answers another node that follows.
+pub(crate) async fn serve(node: &Node, since: u64) -> Followed {
+    let unchanged = async {
+        let mut changes = node.view.subscribe();
+        loop {
+            let delta = changes.borrow_and_update().delta(since);
+            if let Some(delta) = delta {
+                return Followed::Changed(delta);
+            }
+            if changes.changed().await.is_err() {
+                return Followed::NotHere;
+            }
+        }
+    };
+    if own_voter(node).is_none() {
+        return Followed::NotHere;
+    }
+    match tokio::time::timeout(FOLLOW_WAIT, unchanged).await {
+        Ok(followed) => followed,
+        Err(_) if own_voter(node).is_some() => Followed::Unchanged,
+        Err(_) => Followed::NotHere,
+    }
+}
+
+/// Draws the consequences of every change: addresses, what is remembered, events. Never ends by itself.
+pub(crate) async fn draw_consequences(node: &Arc<Node>) {
+    let mut changes = node.view.subscribe();
+    let mut before = Arc::new(Cluster::default());
+    loop {
+        let after = changes.borrow_and_update().clone();
+        update_peers(node, &before, &after);
+        if let Err(failure) = node.memory.set_known(known_nodes(&after, node)).await {
+            node.fail(failure);
+        }
+        judge_self(node, &before, &after);
+        if before.changed_at > 0 {
+            tell(node, &before, &after);
+        }
+        before = after;
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn update_peers(node: &Node, before: &Cluster, after: &Cluster) {
+    for (name, record) in after.nodes().filter(|(name, _)| !node.is_here(name)) {
+        let changed = before.node(name).is_none_or(|old| old.address != record.address);
+        if let (true, Ok(peer), Ok(address)) = (changed, name.parse::<NodeName>(), record.address.parse()) {
+            node.endpoint.set_peer(&peer, vec![address]);
+        }
+    }
+    for (name, _) in before.nodes().filter(|(name, _)| after.node(name).is_none()) {
+        node.leaders.forget_node(name);
+        if let Ok(peer) = name.parse::<NodeName>() {
+            node.endpoint.remove_peer(&peer);
+        }
+    }
+}
+
+fn known_nodes(cluster: &Cluster, node: &Node) -> BTreeMap<String, Known> {
+    let nodes = cluster.nodes().map(|(name, record)| {
+        let start = Start { node_id: record.node_id, boot: record.boot, start: record.start };
+        (name.clone(), Known { address: record.address.clone(), start })
+    });
+    let known: BTreeMap<_, _> = nodes.collect();
+    // Before anything was heard, what was known before the restart stands.
+    if known.is_empty() { node.memory.get().known.clone() } else { known }
+}
+
+/// Whether this node is still itself in the cluster's eyes.
+fn judge_self(node: &Node, before: &Cluster, after: &Cluster) {
+    let name = node.name.as_str();
+    match (before.node(name), after.node(name)) {
+        (Some(old), None) if old.start == node.start.start => node.fail(NodeFailure::Removed),
+        (_, Some(record)) if node.is_running() && record.node_id != node.start.node_id => {
+            node.fail(NodeFailure::Fenced { name: name.to_owned() });
+        }
+        _ => {}
+    }
+}
+
+fn tell(node: &Node, before: &Cluster, after: &Cluster) {
+    let tell = |event| drop(node.events.send(event));
+    for (name, new) in after.nodes() {
+        let name = name.clone();
+        let Some(old) = before.node(&name) else {
+            tell(FleetEvent::NodeRegistered { node: name });
+            continue;
+        };
+        if old.start != new.start {
+            tell(FleetEvent::NodeRegistered { node: name.clone() });
+        }
+        match (old.unreachable_since.is_some(), new.unreachable_since.is_some()) {
+            (false, true) => tell(FleetEvent::NodeUnreachable { node: name.clone() }),
+            (true, false) => tell(FleetEvent::NodeReachable { node: name.clone() }),
+            _ => {}
+        }
+        match new.phase {
+            NodePhase::Dead if old.phase != new.phase => tell(FleetEvent::NodeDead { node: name }),
+            NodePhase::Draining if old.phase != new.phase => tell(FleetEvent::NodeDraining { node: name }),
+            _ => {}
+        }
+    }
+    for (name, _) in before.nodes().filter(|(name, _)| after.node(name).is_none()) {
+        tell(FleetEvent::NodeRemoved { node: name.clone() });
+    }
+    for (name, group) in after.groups() {
+        if before.group(name).is_none_or(|old| old.incarnation != group.incarnation) {
+            tell(FleetEvent::GroupAdded { group: name.clone() });
+        }
+    }
+    for (name, _) in before.groups().filter(|(name, _)| after.group(name).is_none()) {
+        node.leaders.forget_group(name);
+        tell(FleetEvent::GroupRemoved { group: name.clone() });
+    }
+}

@@ -1,0 +1,205 @@
+//! How this node comes to its cluster: drives `bootstrap.rs` with what others answer.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use batched_comm::{ConnectError, Refusal};
+use futures_util::future::join_all;
+use rafted_value::{InitializeError, Member, ReplicaId};
+
+use crate::bootstrap::{Bootstrap, ClusterKey, Event, Part, Promise, Standing};
+use crate::cluster::{CLUSTER_GROUP, CLUSTER_INCARNATION, voter_count};
+use crate::error::NodeFailure;
+use crate::message::{GivePromise, Here, Where};
+use crate::node::Node;
+use crate::placement;
+use crate::replicas::{Detail, Hosted};
+
+/// The registered name of the cluster group's type. No user's type may have it.
+pub(crate) const CLUSTER_TYPE: &str = "cluster";
+/// How long one other node has to say where it stands.
+const PATIENCE: Duration = Duration::from_secs(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// Ends when this node is in a cluster, to which it is then bound.
+pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
+    let mut pause = FIRST_PAUSE;
+    let mut remembered = node.memory.subscribe();
+    loop {
+        remembered.borrow_and_update();
+        let state = node.memory.get().bootstrap.clone();
+        if let Some(cluster) = state.bound_to() {
+            node.bind(cluster).await?;
+        }
+        match state {
+            Bootstrap::Member { .. } => return Ok(()),
+            Bootstrap::Decided { members, .. } => {
+                initialize(node, members).await?;
+                node.memory.bootstrap(node.part, Event::Initialized).await?;
+                continue;
+            }
+            Bootstrap::Promised { cluster } if is_initialized(&start_cluster_replica(node).await?) => {
+                // The group that the initiator made has reached this node; the initiator may be gone by now.
+                node.memory.bootstrap(node.part, Event::Heard(Standing::Member { cluster })).await?;
+                continue;
+            }
+            Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
+        }
+        let heard = ask_everybody(node).await;
+        let changed = take_in(node, heard).await?;
+        // An initiator begins only after it has asked once: it may have lost its disk in a cluster that lives.
+        if node.memory.get().bootstrap == Bootstrap::Fresh && matches!(node.part, Part::Initiator { .. }) {
+            begin(node).await?;
+            continue;
+        }
+        if !changed {
+            let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
+            // Woken early by a promise that arrived meanwhile.
+            let _ = tokio::time::timeout(jittered, remembered.changed()).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+}
+
+/// Mints a cluster id, and stores it with this node's own promise.
+async fn begin(node: &Node) -> Result<(), NodeFailure> {
+    let cluster = ClusterKey { id: rand::random(), generation: 0 };
+    let own = own_promise(node).await?;
+    node.memory.bootstrap(node.part, Event::Begin { cluster, own }).await.map(drop)
+}
+
+/// This node's word, with its replica of the cluster group, made and synced.
+async fn own_promise(node: &Node) -> Result<Promise, NodeFailure> {
+    Ok(Promise {
+        node: node.name.to_string(),
+        node_id: node.start.node_id,
+        zone: node.zone.clone(),
+        replica: mint_cluster_replica(node).await?.get(),
+    })
+}
+
+async fn mint_cluster_replica(node: &Node) -> Result<ReplicaId, NodeFailure> {
+    let detail = Detail { type_name: CLUSTER_TYPE.to_owned(), after: None };
+    let minted = node.replicas.mint(CLUSTER_GROUP, CLUSTER_INCARNATION, &detail).await;
+    minted.map_err(|error| NodeFailure::Storage(error.to_string()))
+}
+
+async fn start_cluster_replica(node: &Node) -> Result<Hosted, NodeFailure> {
+    let id = mint_cluster_replica(node).await?;
+    let hosted = node.replicas.start(id).await.map_err(|error| NodeFailure::Storage(error.to_string()))?;
+    if !is_initialized(&hosted) {
+        // It has never taken part in anything: there is nothing that could have been rolled back.
+        node.gate.open();
+    }
+    Ok(hosted)
+}
+
+fn is_initialized(hosted: &Hosted) -> bool {
+    hosted.replica.status().members.position.is_some()
+}
+
+/// Writes the first members of the cluster group into this node's replica. Repeated after a crash with the same
+/// members, which never change once they are stored.
+async fn initialize(node: &Node, members: Vec<Promise>) -> Result<(), NodeFailure> {
+    let count = voter_count(members.len(), node.config.cluster_voters()) as usize;
+    let others = members.iter().filter(|promise| !node.is_here(&promise.node));
+    let others = others.map(|promise| (promise.node.as_str(), promise.zone.as_str()));
+    // This node is among them, because only a member can write the first entry; the reconciler corrects that.
+    let mut voters = placement::place(CLUSTER_GROUP, others, count.saturating_sub(1));
+    voters.push(node.name.as_str());
+    let first = members.iter().filter(|promise| voters.contains(&promise.node.as_str()));
+    let first: BTreeMap<ReplicaId, Member> = first.filter_map(first_member).collect();
+    let hosted = start_cluster_replica(node).await?;
+    match hosted.replica.initialize(first).await {
+        Ok(()) | Err(InitializeError::AlreadyInitialized) => Ok(()),
+        Err(error) => Err(NodeFailure::Storage(error.to_string())),
+    }
+}
+
+fn first_member(promise: &Promise) -> Option<(ReplicaId, Member)> {
+    let (name, zone) = (promise.node.clone(), promise.zone.clone());
+    Some((ReplicaId::new(promise.replica)?, Member { name, node: promise.node_id, zone, decided_at: 0 }))
+}
+
+/// Asks seeds and all other nodes that were heard of where they stand.
+async fn ask_everybody(node: &Node) -> Vec<(String, Here)> {
+    find_seeds(node).await;
+    let question = Where { address: node.address.to_string() };
+    let names: Vec<String> = node.contacts.get().into_keys().collect();
+    let answers = names.iter().map(|name| node.call(name, &question, PATIENCE));
+    let answers = join_all(answers).await;
+    names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect()
+}
+
+/// Learns the names of seeds that are not known yet.
+async fn find_seeds(node: &Node) {
+    let known: Vec<String> = node.contacts.get().into_values().collect();
+    let unknown = node.seeds.iter().filter(|seed| **seed != node.address && !known.contains(&seed.to_string()));
+    let probes = unknown.map(|seed| async move { (*seed, node.endpoint.probe(*seed, PATIENCE).await) });
+    for (seed, found) in join_all(probes).await {
+        match found {
+            Ok(name) => node.meet(name.as_str(), &seed.to_string()),
+            Err(error) => tracing::debug!(%seed, %error, "a seed was not reached, trying again"),
+        }
+    }
+}
+
+/// Whether anything came of the answers. That a cluster is there counts before that one is being made.
+async fn take_in(node: &Arc<Node>, heard: Vec<(String, Here)>) -> Result<bool, NodeFailure> {
+    for (_, here) in &heard {
+        for (name, address) in &here.nodes {
+            node.meet(name, address);
+        }
+    }
+    let before = node.memory.get().bootstrap.clone();
+    for (_, here) in &heard {
+        if matches!(here.standing, Standing::Member { .. }) {
+            node.memory.bootstrap(node.part, Event::Heard(here.standing)).await?;
+        }
+    }
+    for (from, here) in &heard {
+        if let Standing::Asking { cluster } = here.standing {
+            promise(node, from, cluster).await?;
+        }
+    }
+    Ok(node.memory.get().bootstrap != before)
+}
+
+/// Gives this node's word to the initiator, or gives it again.
+async fn promise(node: &Arc<Node>, initiator: &str, cluster: ClusterKey) -> Result<(), NodeFailure> {
+    let may = node.part == Part::Founder && node.memory.get().bootstrap == Bootstrap::Fresh;
+    if may {
+        // The replica is minted first: once the promise is stored, it is complete.
+        mint_cluster_replica(node).await?;
+        node.memory.bootstrap(node.part, Event::Heard(Standing::Asking { cluster })).await?;
+    }
+    if node.memory.get().bootstrap != (Bootstrap::Promised { cluster }) {
+        return Ok(());
+    }
+    node.bind(cluster).await?;
+    start_cluster_replica(node).await?;
+    let given = GivePromise { cluster, promise: own_promise(node).await? };
+    match node.call(initiator, &given, PATIENCE).await {
+        Ok(answer) => tracing::debug!(initiator, taken = answer.taken, "promised to be a first member"),
+        Err(error) => tracing::debug!(initiator, %error, "the promise did not arrive, trying again"),
+    }
+    Ok(())
+}
+
+/// Whether seeds belong to another cluster, and none to this one.
+pub(crate) async fn check_seeds(node: &Node, own: ClusterKey) -> Result<(), NodeFailure> {
+    let others = node.seeds.iter().filter(|seed| **seed != node.address);
+    let probes = join_all(others.map(|seed| node.endpoint.probe(*seed, PATIENCE))).await;
+    let foreign = probes.iter().find_map(|probe| match probe {
+        Err(ConnectError::Refused { refusal: Refusal::OtherCluster { given, own: theirs }, .. }) => {
+            Some(if given.id == own.id && given.generation == own.generation { theirs.id } else { given.id })
+        }
+        _ => None,
+    });
+    match foreign {
+        Some(other) if !probes.iter().any(Result::is_ok) => Err(NodeFailure::ForeignCluster { own: own.id, other }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Who leads which group, as far as this node has heard: from its own replicas, from the leaders themselves, and
+//! from redirects. A hint, never a truth.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use crate::message::Led;
+
+/// What was heard of one group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Heard {
+    incarnation: u64,
+    pub(crate) term: u64,
+    pub(crate) leader: Option<String>,
+    /// The nodes with a replica that votes.
+    pub(crate) members: Vec<String>,
+}
+
+/// All hints. A group that is unknown here has none.
+#[derive(Debug, Default)]
+pub(crate) struct Leaders {
+    heard: RwLock<HashMap<String, Heard>>,
+}
+
+impl Leaders {
+    pub(crate) fn get(&self, group: &str) -> Option<Heard> {
+        self.heard.read().unwrap_or_else(PoisonError::into_inner).get(group).cloned()
+    }
+
+    pub(crate) fn leader(&self, group: &str) -> Option<String> {
+        self.heard.read().unwrap_or_else(PoisonError::into_inner).get(group)?.leader.clone()
+    }
+
+    /// Takes in what `node` says of itself.
+    pub(crate) fn learn(&self, node: &str, led: Led) {
+        let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = heard.entry(led.group).or_default();
+        if (led.incarnation, led.term) < (entry.incarnation, entry.term) {
+            return;
+        }
+        if led.leads {
+            entry.leader = Some(node.to_owned());
+            entry.members = led.members;
+        } else if entry.leader.as_deref() == Some(node) {
+            entry.leader = None;
+        }
+        (entry.incarnation, entry.term) = (led.incarnation, led.term);
+    }
+
+    /// What a replica of this node knows as a follower.
+    pub(crate) fn learn_from_follower(&self, led: Led, leader: Option<String>) {
+        let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = heard.entry(led.group).or_default();
+        if (led.incarnation, led.term) <= (entry.incarnation, entry.term) && entry.leader.is_some() {
+            return;
+        }
+        if leader.is_some() || (led.incarnation, led.term) > (entry.incarnation, entry.term) {
+            *entry = Heard { incarnation: led.incarnation, term: led.term, leader, members: led.members };
+        }
+    }
+
+    /// A redirect's hint, or the end of one.
+    pub(crate) fn set(&self, group: &str, node: Option<&str>) {
+        let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
+        match (heard.get_mut(group), node) {
+            (Some(entry), _) => entry.leader = node.map(str::to_owned),
+            (None, Some(_)) => {
+                heard.insert(group.to_owned(), Heard { leader: node.map(str::to_owned), ..Heard::default() });
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// A node that is gone leads nothing.
+    pub(crate) fn forget_node(&self, node: &str) {
+        let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in heard.values_mut().filter(|entry| entry.leader.as_deref() == Some(node)) {
+            entry.leader = None;
+        }
+    }
+
+    pub(crate) fn forget_group(&self, group: &str) {
+        self.heard.write().unwrap_or_else(PoisonError::into_inner).remove(group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn led(incarnation: u64, term: u64, leads: bool) -> Led {
+        Led { group: "g".into(), incarnation, term, leads, members: vec!["n1".into()] }
+    }
+
+    #[test]
+    fn the_higher_term_wins_and_only_a_leader_itself_gives_up() {
+        let leaders = Leaders::default();
+        let leader = |expected: Option<&str>| assert_eq!(leaders.leader("g").as_deref(), expected);
+        leaders.learn("n1", led(1, 5, true));
+        leaders.learn("n2", led(1, 4, true));
+        leader(Some("n1"));
+        leaders.learn("n2", led(1, 5, false));
+        leader(Some("n1"));
+        leaders.learn("n2", led(1, 6, true));
+        leader(Some("n2"));
+        leaders.learn("n2", led(1, 7, false));
+        leader(None);
+        leaders.learn("n3", led(2, 1, true));
+        leader(Some("n3"));
+        leaders.forget_node("n3");
+        leader(None);
+    }
+
+    #[test]
+    fn a_follower_fills_gaps_only() {
+        let leaders = Leaders::default();
+        leaders.learn_from_follower(led(1, 3, false), Some("n1".into()));
+        leaders.learn_from_follower(led(1, 3, false), Some("n9".into()));
+        assert_eq!(leaders.leader("g").as_deref(), Some("n1"));
+        leaders.learn_from_follower(led(1, 4, false), None);
+        assert_eq!(leaders.leader("g"), None);
+        leaders.learn_from_follower(led(1, 4, false), Some("n2".into()));
+        assert_eq!(leaders.leader("g").as_deref(), Some("n2"));
+        assert_eq!(leaders.get("g").unwrap().term, 4);
+    }
+}

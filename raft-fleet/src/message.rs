@@ -1,0 +1,171 @@
+//! What nodes say to each other beside the groups' own requests: calls and casts to the mailbox `fleet`.
+
+use std::collections::BTreeMap;
+
+use batched_comm::{Message, Request};
+use rafted_value::messages;
+
+use crate::bootstrap::{ClusterKey, Promise, Standing};
+use crate::cluster::Delta;
+
+/// The mailbox of the messages below.
+pub(crate) const FLEET_MAILBOX: &str = "fleet";
+/// The mailbox of the groups' requests.
+pub(crate) const RAFT_MAILBOX: &str = "raft";
+
+messages! {
+    /// Where do you stand? From a node that has come to no cluster yet, or that looks for its own.
+    pub(crate) struct Where {
+        /// Where the sender can be reached.
+        pub(crate) address: String,
+    }
+
+    pub(crate) struct Here {
+        pub(crate) standing: Standing,
+        /// Whom the sender knows: names and addresses.
+        pub(crate) nodes: BTreeMap<String, String>,
+    }
+
+    /// A fresh node's word, already synced.
+    pub(crate) struct GivePromise {
+        pub(crate) cluster: ClusterKey,
+        pub(crate) promise: Promise,
+    }
+
+    /// Whether the promise was stored.
+    pub(crate) struct PromiseTaken {
+        pub(crate) taken: bool,
+    }
+
+    /// I start again: what is the latest start of mine that you know?
+    pub(crate) struct LastStart {
+        pub(crate) address: String,
+    }
+
+    /// The sender as the receiver last saw it registered.
+    pub(crate) struct KnownStart {
+        pub(crate) known: Option<Start>,
+    }
+
+    /// One start of one node.
+    #[derive(Copy, Eq)]
+    pub(crate) struct Start {
+        pub(crate) node_id: u64,
+        pub(crate) boot: u64,
+        pub(crate) start: u64,
+    }
+
+    /// Who are you?
+    pub(crate) struct WhoAreYou {}
+
+    pub(crate) struct IAm {
+        pub(crate) start: Start,
+        /// How many replicas it holds, the cluster group's not counted.
+        pub(crate) replicas: u64,
+    }
+
+    /// Tell me what changed in the cluster's state since this index; wait for it a while.
+    pub(crate) struct Follow {
+        pub(crate) since: u64,
+    }
+
+    pub(crate) enum Followed {
+        /// Nothing changed meanwhile.
+        Unchanged,
+        Changed(Delta),
+        /// This node cannot tell: it does not vote in the cluster group, or has no leader.
+        NotHere,
+    }
+
+    /// Make a replica of this group.
+    pub(crate) struct CreateReplica {
+        pub(crate) group: String,
+        pub(crate) incarnation: u64,
+        pub(crate) type_name: String,
+        /// The group's membership for which it is made, `None` for a group's first members. It is made once
+        /// for the same `after`, and is a member only if the group's next membership names it.
+        pub(crate) after: Option<Position>,
+        /// The receiver's view must have come this far to judge.
+        pub(crate) known_at: u64,
+    }
+
+    #[derive(Copy, Eq, PartialOrd, Ord)]
+    pub(crate) struct Position {
+        pub(crate) term: u64,
+        pub(crate) index: u64,
+    }
+
+    #[derive(Eq)]
+    pub(crate) enum Created {
+        Replica { node_id: u64, replica: u64 },
+        Refused(String),
+    }
+
+    /// Which replicas are in this group? Asked by who hosts one that may have been removed.
+    pub(crate) struct Membership {
+        pub(crate) group: String,
+        pub(crate) incarnation: u64,
+    }
+
+    #[derive(Eq)]
+    pub(crate) enum GroupMembers {
+        /// A committed membership, as its leader sees it.
+        Committed { position: Position, replicas: Vec<u64> },
+        /// The receiver does not lead the group.
+        NotHere,
+    }
+
+    /// A cast: this replica of yours is no longer in its group, by this committed membership.
+    pub(crate) struct Released {
+        pub(crate) group: String,
+        pub(crate) incarnation: u64,
+        pub(crate) replica: u64,
+        pub(crate) position: Position,
+    }
+
+    /// A cast: groups that the sender leads, or leads no longer.
+    pub(crate) struct Leading {
+        pub(crate) groups: Vec<Led>,
+    }
+
+    #[derive(Eq)]
+    pub(crate) struct Led {
+        pub(crate) group: String,
+        pub(crate) incarnation: u64,
+        pub(crate) term: u64,
+        pub(crate) leads: bool,
+        /// The nodes with a replica that votes.
+        pub(crate) members: Vec<String>,
+    }
+}
+
+macro_rules! requests {
+    ($($number:literal $request:ty => $reply:ty,)*) => {
+        $(
+            impl Message for $request {
+                const TYPE: u32 = $number;
+            }
+            impl Request for $request {
+                type Reply = $reply;
+            }
+        )*
+    };
+}
+
+requests! {
+    1 Where => Here,
+    2 GivePromise => PromiseTaken,
+    3 LastStart => KnownStart,
+    4 WhoAreYou => IAm,
+    5 Follow => Followed,
+    6 CreateReplica => Created,
+    7 Membership => GroupMembers,
+}
+
+impl Message for Released {
+    const TYPE: u32 = 8;
+}
+
+impl Message for Leading {
+    const TYPE: u32 = 9;
+}

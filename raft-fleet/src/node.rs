@@ -1,0 +1,188 @@
+//! What the tasks of a node share.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use batched_comm::{Address, CallError, ClusterId, Endpoint, Message, NodeName, Request};
+use rafted_value::{
+    ClientSession, Clock, ClusterTag, CommandError, GroupClient, NotHappened, QueryError, Store, SystemClock,
+    UnknownOutcome, decode_answer, decode_reply, encode_command, encode_query,
+};
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+
+use crate::bootstrap::{ClusterKey, Part};
+use crate::cluster::{Answer, CLUSTER_GROUP, Cluster, Command, Query, Reply};
+use crate::config::FleetConfig;
+use crate::error::NodeFailure;
+use crate::event::FleetEvent;
+use crate::gate::Gate;
+use crate::leaders::Leaders;
+use crate::memory::Memory;
+use crate::message::{FLEET_MAILBOX, Start};
+use crate::peers::Peers;
+use crate::replicas::Replicas;
+use crate::routes::Contacts;
+use crate::view::View;
+
+/// How far a node has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It looks for its cluster, or registers there.
+    Joining,
+    /// It is registered, and its replicas run.
+    Running,
+    /// It is over.
+    Failed(NodeFailure),
+}
+
+/// That this node leads the cluster group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leadership {
+    pub(crate) term: u64,
+    pub(crate) since: Instant,
+}
+
+/// A node.
+pub(crate) struct Node {
+    pub(crate) name: NodeName,
+    pub(crate) zone: String,
+    /// Where others reach it.
+    pub(crate) address: SocketAddr,
+    pub(crate) attributes: BTreeMap<String, String>,
+    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) part: Part,
+    pub(crate) replace: bool,
+    pub(crate) start: Start,
+    pub(crate) config: FleetConfig,
+    pub(crate) store: Store,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) session: ClientSession,
+    pub(crate) clock: SystemClock,
+    pub(crate) memory: Memory,
+    pub(crate) gate: Gate,
+    pub(crate) view: Arc<View>,
+    pub(crate) replicas: Arc<Replicas>,
+    pub(crate) leaders: Arc<Leaders>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) contacts: Arc<Contacts>,
+    pub(crate) client: GroupClient,
+    pub(crate) progress: watch::Sender<Progress>,
+    /// Whether this node leads the cluster group.
+    pub(crate) leads_cluster: watch::Sender<Option<Leadership>>,
+    pub(crate) events: broadcast::Sender<FleetEvent>,
+}
+
+impl Node {
+    pub(crate) fn is_here(&self, node: &str) -> bool {
+        self.name.as_str() == node
+    }
+
+    /// From now on this node is bound to the cluster: its store, its connections, its replicas.
+    pub(crate) async fn bind(&self, cluster: ClusterKey) -> Result<(), NodeFailure> {
+        let tag = ClusterTag { id: cluster.id, generation: cluster.generation };
+        if self.replicas.cluster() == Some(tag) {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let stored = tokio::task::spawn_blocking(move || store.set_cluster(tag)).await;
+        let stored = stored.map_err(|error| NodeFailure::Storage(error.to_string()))?;
+        stored.map_err(|error| NodeFailure::Storage(error.to_string()))?;
+        self.endpoint.set_cluster(ClusterId { id: cluster.id, generation: cluster.generation });
+        self.replicas.set_cluster(tag);
+        Ok(())
+    }
+
+    /// Asks another node, or this one.
+    pub(crate) async fn call<R: Request>(
+        &self,
+        node: &str,
+        request: &R,
+        timeout: Duration,
+    ) -> Result<R::Reply, CallError> {
+        self.endpoint.call(&self.mailbox_of(node)?, request, timeout).await
+    }
+
+    /// Tells another node, if it is connected.
+    pub(crate) fn cast<M: Message>(&self, node: &str, message: &M) {
+        if let Ok(address) = self.mailbox_of(node)
+            && let Err(error) = self.endpoint.try_cast(&address, message)
+        {
+            tracing::debug!(node, %error, "a hint was not sent; it will be asked for");
+        }
+    }
+
+    fn mailbox_of(&self, node: &str) -> Result<Address, batched_comm::SendError> {
+        let unknown = || batched_comm::SendError::UnknownPeer { peer: self.name.clone() };
+        let name: NodeName = node.parse().map_err(|_| unknown())?;
+        Address::new(&name, FLEET_MAILBOX).map_err(|_| unknown())
+    }
+
+    /// Learns where a node is, unless the cluster's state says it better.
+    pub(crate) fn meet(&self, node: &str, address: &str) {
+        if self.is_here(node) || self.view.get().node(node).is_some() {
+            return;
+        }
+        if let (Ok(name), Ok(socket)) = (node.parse::<NodeName>(), address.parse::<SocketAddr>())
+            && self.contacts.get().get(node).is_none_or(|known| known != address)
+        {
+            self.contacts.add(node, address);
+            self.endpoint.set_peer(&name, vec![socket]);
+        }
+    }
+
+    /// Runs a command of the cluster group, once.
+    pub(crate) async fn cluster_command(&self, command: Command, timeout: Duration) -> Result<Reply, CommandError> {
+        let open = self.session.open(self.clock.wall(), timeout).await;
+        let bytes = encode_command::<Cluster>(&command, Some(open.id()), 0)
+            .map_err(|error| NotHappened::Malformed(error.to_string()))?;
+        let reply = self.client.command(CLUSTER_GROUP, bytes, timeout).await?;
+        decode_reply::<Cluster>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
+    }
+
+    /// Reads the cluster group linearizably.
+    pub(crate) async fn cluster_query(&self, query: Query, timeout: Duration) -> Result<Answer, QueryError> {
+        let malformed = |error: rafted_value::WireError| NotHappened::Malformed(error.to_string());
+        let bytes = encode_query::<Cluster>(&query).map_err(malformed)?;
+        let answer = self.client.query(CLUSTER_GROUP, bytes, timeout).await?;
+        Ok(decode_answer::<Cluster>(&answer).map_err(malformed)?)
+    }
+
+    pub(crate) fn fail(&self, failure: NodeFailure) {
+        self.progress.send_if_modified(|progress| {
+            if matches!(progress, Progress::Failed(_)) {
+                return false;
+            }
+            tracing::error!(node = %self.name, %failure, "the node stops taking part");
+            *progress = Progress::Failed(failure);
+            true
+        });
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        *self.progress.borrow() == Progress::Running
+    }
+
+    /// Waits until the node is registered and its replicas run. After a failure it waits for ever, and ends with
+    /// the node.
+    pub(crate) async fn running(&self) {
+        let mut progress = self.progress.subscribe();
+        if progress.wait_for(|progress| *progress == Progress::Running).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Waits until this node leads the cluster group.
+pub(crate) async fn leadership(leads: &mut watch::Receiver<Option<Leadership>>) -> Leadership {
+    loop {
+        if let Some(leadership) = *leads.borrow_and_update() {
+            return leadership;
+        }
+        if leads.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Looks after the groups that this node leads: tells who leads, compares members with their places, and runs the
+//! next single step.
+//!
+//! ```text
+//! status of a replica ----.                        .--> event, hint to all nodes
+//! cluster's state --------+--> which groups are due +--> adjustment --> one step --> due again
+//! a node silent or back --'                        '--> idle: due after the slow interval
+//! ```
+
+mod leading;
+mod step;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use batched_comm::PeerEvent;
+use rafted_value::ReplicaId;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::leading::Ledger;
+use self::step::Outcome;
+use crate::node::Node;
+
+/// Groups whose steps run at once.
+const STEPS_AT_ONCE: usize = 8;
+/// After a step that waits for a learner, and after one that failed.
+const SOON: Duration = Duration::from_millis(150);
+const AFTER_FAILURE: Duration = Duration::from_millis(500);
+/// A group changes its leader for placement at most this often, so that two views do not play ball with it.
+const BETWEEN_TRANSFERS: Duration = Duration::from_secs(3);
+
+/// What the loop keeps for each group that this node leads.
+struct Due {
+    at: Instant,
+    running: bool,
+    /// From when on the leadership may be handed on.
+    may_transfer: Instant,
+}
+
+struct Desk {
+    node: Arc<Node>,
+    ledger: Ledger,
+    due: HashMap<ReplicaId, Due>,
+    steps: JoinSet<(ReplicaId, Outcome)>,
+}
+
+/// Never ends by itself.
+pub(crate) async fn reconcile(node: Arc<Node>) {
+    let mut view = node.view.subscribe();
+    let mut silent = node.peers.subscribe();
+    let mut peers = node.endpoint.events();
+    let mut desk = Desk { node: node.clone(), ledger: Ledger::default(), due: HashMap::new(), steps: JoinSet::new() };
+    loop {
+        let next = desk.next_due();
+        tokio::select! {
+            replicas = node.replicas.dirty.take() => desk.observe(replicas),
+            Ok(()) = view.changed() => {
+                view.borrow_and_update();
+                desk.all_due();
+            }
+            Ok(()) = silent.changed() => {
+                silent.borrow_and_update();
+                desk.all_due();
+            }
+            event = peers.recv() => match event {
+                Ok(PeerEvent::Up { peer, .. }) => desk.ledger.tell(&node, peer.as_str()),
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => desk.ledger.tell_all(&node),
+                Err(RecvError::Closed) => return,
+            },
+            Some(Ok((replica, outcome))) = desk.steps.join_next() => desk.finish(replica, outcome),
+            () = tokio::time::sleep_until(next) => {}
+        }
+        desk.begin_steps();
+    }
+}
+
+impl Desk {
+    fn next_due(&self) -> Instant {
+        let idle = Instant::now() + self.node.config.reconcile_interval();
+        if self.steps.len() >= STEPS_AT_ONCE {
+            return idle;
+        }
+        self.due.values().filter(|due| !due.running).map(|due| due.at).min().unwrap_or(idle)
+    }
+
+    /// Looks at replicas whose status may have changed.
+    fn observe(&mut self, replicas: BTreeSet<ReplicaId>) {
+        let now = Instant::now();
+        let led = self.ledger.observe(&self.node, &replicas);
+        self.due.retain(|id, _| self.ledger.leads(*id));
+        for id in led {
+            let due = Due { at: now, running: false, may_transfer: now + BETWEEN_TRANSFERS / 3 };
+            self.due.entry(id).or_insert(due).at = now;
+        }
+    }
+
+    /// The world around the groups has changed.
+    fn all_due(&mut self) {
+        let now = Instant::now();
+        for due in self.due.values_mut() {
+            due.at = now;
+        }
+    }
+
+    fn begin_steps(&mut self) {
+        let now = Instant::now();
+        let interval = self.node.config.reconcile_interval();
+        for (&id, due) in &mut self.due {
+            if self.steps.len() >= STEPS_AT_ONCE {
+                return;
+            }
+            if due.running || due.at > now {
+                continue;
+            }
+            due.running = true;
+            // Spread out, so that the groups of a node are not looked at all at once.
+            due.at = now + interval.mul_f64(rand::random_range(0.75..1.25));
+            let (node, may_transfer) = (self.node.clone(), now >= due.may_transfer);
+            self.steps.spawn(async move { (id, step::take(&node, id, may_transfer).await) });
+        }
+    }
+
+    fn finish(&mut self, replica: ReplicaId, outcome: Outcome) {
+        let now = Instant::now();
+        let Some(due) = self.due.get_mut(&replica) else { return };
+        due.running = false;
+        let again = match outcome {
+            Outcome::Idle => return,
+            Outcome::Stepped => now,
+            Outcome::Transferred => {
+                due.may_transfer = now + BETWEEN_TRANSFERS;
+                due.may_transfer
+            }
+            Outcome::MayNotTransfer => due.may_transfer,
+            Outcome::Waiting => now + SOON,
+            Outcome::Failed => now + AFTER_FAILURE.mul_f64(rand::random_range(0.5..1.5)),
+        };
+        due.at = due.at.min(again);
+    }
+}
