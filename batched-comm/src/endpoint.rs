@@ -83,12 +83,14 @@ impl Endpoint {
             _ => BindError::Socket { address, source },
         };
         let socket = bind_socket(address).map_err(failed)?;
-        let quic = quinn::Endpoint::new(identity.quic_config(), Some(server), socket, runtime);
+        let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
+        let released = Arc::downgrade(&socket);
+        let quic = quinn::Endpoint::new_with_abstract_socket(identity.quic_config(), Some(server), socket, runtime);
         let quic = quic.map_err(failed)?;
         let local_address = quic.local_addr().map_err(failed)?;
         let instance = config.instance().unwrap_or_else(rand::random);
         let own = Introduction { name: identity.name().clone(), cluster: None, instance };
-        let linker = Linker::new(quic, client, own, config.hello_timeout());
+        let linker = Linker::new(quic, released, client, own, config.hello_timeout());
         let name = identity.name().clone();
         let shared = Arc::new(Shared::new(name, local_address, linker, config, handle));
         shared.spawn(accept::run(shared.clone()));
@@ -130,7 +132,9 @@ impl Endpoint {
             return Err(BindError::Tls { reason });
         }
         let (server, client) = tls_configs(identity, &self.shared().config)?;
-        self.shared().linker.quic().set_server_config(Some(server));
+        if let Some(quic) = self.shared().linker.quic() {
+            quic.set_server_config(Some(server));
+        }
         self.shared().linker.set_client(client);
         Ok(())
     }
@@ -402,7 +406,7 @@ impl Endpoint {
         // Who has not taken it by then does not get it.
         let _ = timeout(SHUTDOWN_TIMEOUT, flushed).await;
         shared.stop(Close::ShutDown);
-        let _ = timeout(GOODBYE_TIMEOUT, shared.linker.quic().wait_idle()).await;
+        shared.linker.release(GOODBYE_TIMEOUT).await;
     }
 
     fn shared(&self) -> &Arc<Shared> {

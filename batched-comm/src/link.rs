@@ -1,11 +1,11 @@
 //! A QUIC connection whose two sides know each other: TLS, names compared, hello answered.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::config::EndpointConfig;
 use crate::error::{ConnectError, Refusal};
@@ -23,6 +23,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// How long who was refused may take to read why.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often it is looked whether quinn has let the socket go: it does so within a turn or two of its task.
+const SOCKET_POLL: Duration = Duration::from_millis(1);
 /// A client has to name the server; nobody looks at it, because names are compared by certificate.
 const SERVER_NAME: &str = "node";
 
@@ -63,7 +65,10 @@ pub(crate) struct Reached {
 
 /// Makes links from the socket of an endpoint.
 pub(crate) struct Linker {
-    quic: quinn::Endpoint,
+    /// Gone once it was released.
+    quic: RwLock<Option<quinn::Endpoint>>,
+    /// The socket lives while somebody in quinn holds it.
+    socket: Weak<dyn quinn::AsyncUdpSocket>,
     client: RwLock<quinn::ClientConfig>,
     own: RwLock<Introduction>,
     hello_timeout: Duration,
@@ -72,15 +77,32 @@ pub(crate) struct Linker {
 impl Linker {
     pub(crate) fn new(
         quic: quinn::Endpoint,
+        socket: Weak<dyn quinn::AsyncUdpSocket>,
         client: quinn::ClientConfig,
         own: Introduction,
         hello_timeout: Duration,
     ) -> Linker {
-        Linker { quic, client: RwLock::new(client), own: RwLock::new(own), hello_timeout }
+        let quic = RwLock::new(Some(quic));
+        Linker { quic, socket, client: RwLock::new(client), own: RwLock::new(own), hello_timeout }
     }
 
-    pub(crate) fn quic(&self) -> &quinn::Endpoint {
-        &self.quic
+    pub(crate) fn quic(&self) -> Option<quinn::Endpoint> {
+        self.quic.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the socket go, whoever still holds this: waits for goodbyes to leave and for quinn's own task to end,
+    /// each at most `patience`, so that the address can be bound again.
+    pub(crate) async fn release(&self, patience: Duration) {
+        let quic = self.quic.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(quic) = quic else { return };
+        let _ = timeout(patience, quic.wait_idle()).await;
+        drop(quic);
+        let gone = async {
+            while self.socket.strong_count() > 0 {
+                sleep(SOCKET_POLL).await;
+            }
+        };
+        let _ = timeout(patience, gone).await;
     }
 
     /// What this node says of itself.
@@ -104,7 +126,8 @@ impl Linker {
     ) -> Result<Reached, ConnectError> {
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
         let handshake = |reason: String| ConnectError::Handshake { address, reason };
-        let connecting = match self.quic.connect_with(client, address, SERVER_NAME) {
+        let Some(quic) = self.quic() else { return Err(ConnectError::ShutDown) };
+        let connecting = match quic.connect_with(client, address, SERVER_NAME) {
             Ok(connecting) => connecting,
             Err(quinn::ConnectError::EndpointStopping) => return Err(ConnectError::ShutDown),
             Err(error) => return Err(handshake(error.to_string())),

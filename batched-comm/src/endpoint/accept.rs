@@ -17,7 +17,9 @@ const MAX_HANDSHAKES: usize = 256;
 /// Accepts until the endpoint is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    while let Some(incoming) = shared.linker.quic().accept().await {
+    // Held by this task alone, and let go when it ends: a shutdown waits for that.
+    let Some(quic) = shared.linker.quic() else { return };
+    while let Some(incoming) = quic.accept().await {
         match handshakes.clone().try_acquire_owned() {
             Ok(permit) => shared.spawn(receive(shared.clone(), incoming, permit)),
             Err(_) => incoming.refuse(),

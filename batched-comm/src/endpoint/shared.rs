@@ -207,7 +207,9 @@ impl Shared {
     /// Ends all tasks and connections now.
     pub(super) fn stop(&self, why: Close) {
         self.begin_close();
-        self.linker.quic().close(why.code(), b"the node is shut down");
+        if let Some(quic) = self.linker.quic() {
+            quic.close(why.code(), b"the node is shut down");
+        }
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Dropping the set aborts what is in it.
         drop(tasks);

@@ -398,3 +398,20 @@ async fn no_request_is_handled_twice_while_connections_break() {
     }
     assert!(a.peers()[0].traffic.connections > 2);
 }
+
+#[tokio::test]
+async fn after_a_shutdown_the_address_is_free_though_clones_live() {
+    let ca = ca();
+    let (a, other) = (ca.issue("a").unwrap(), bind(&ca, "other").await);
+    echo(other.mailbox("echo", 10).unwrap());
+    let mut clones = Vec::new();
+    let mut address = any_port();
+    for number in 0..30 {
+        let endpoint = Endpoint::bind(address, a.clone()).await.unwrap();
+        address = endpoint.local_address();
+        endpoint.set_peer(other.name(), vec![other.local_address()]);
+        assert_eq!(endpoint.call(&at(&other, "echo"), &note(number), DEADLINE).await.unwrap(), note(number));
+        endpoint.shutdown().await;
+        clones.push(endpoint);
+    }
+}
