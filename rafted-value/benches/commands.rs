@@ -1,6 +1,8 @@
 //! Commands and queries per second of one group of three, over QUIC on loopback in one process, with 1, 64 and 256
 //! clients, durable and in memory: `cargo bench -p rafted-value --bench commands`. CPU is that of the whole process.
 
+#![allow(clippy::unwrap_used, reason = "a bench has no caller to tell")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
