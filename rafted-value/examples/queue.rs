@@ -9,9 +9,11 @@ use batched_comm::{Endpoint, Identity};
 use rafted_value::{Replica, Store, Value, messages};
 
 messages! {
+    /// Jobs that wait, oldest first.
     #[derive(Default)]
-    pub struct Queue { items: VecDeque<String> }
-    pub enum Command { Push(String), Pop }
+    struct Queue { items: VecDeque<String> }
+    /// What changes it.
+    enum Command { Push(String), Pop }
 }
 
 impl Value for Queue {

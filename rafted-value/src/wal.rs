@@ -16,14 +16,14 @@
 //! is tried again, and only a restart helps.
 
 mod appender;
+mod recovery;
 mod config;
+mod queue;
+mod segment;
+mod index;
+mod record;
 mod error;
 mod facts;
-mod index;
-mod queue;
-mod record;
-mod recovery;
-mod segment;
 #[cfg(test)]
 mod tests;
 

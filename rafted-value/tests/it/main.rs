@@ -1,5 +1,7 @@
 //! Integration tests: groups over several nodes in one process.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
 mod cluster;
 mod group;
 mod hub;
