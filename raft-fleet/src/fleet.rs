@@ -26,7 +26,7 @@ use crate::message::WhoAreYou;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
 use crate::reconciler::reconcile;
-use crate::registration::register;
+use crate::registration::{check_own_seeds, register};
 
 /// The longest name of a group, in bytes.
 pub const MAX_GROUP_NAME_BYTES: usize = 255;
@@ -334,7 +334,13 @@ async fn live(node: Arc<Node>) {
             node.fail(failure);
         }
     };
-    tokio::join!(follow(&node), draw_consequences(&node), registering);
+    // A cluster of its own would go on by itself, with seeds that belong to another one.
+    let checking = async {
+        if let Err(failure) = check_own_seeds(&node).await {
+            node.fail(failure);
+        }
+    };
+    tokio::join!(follow(&node), draw_consequences(&node), registering, checking);
 }
 
 /// A node that is no part of its cluster serves nothing; a failed log is such a failure.

@@ -18,14 +18,16 @@ use crate::replicas::{Detail, Hosted};
 
 /// The registered name of the cluster group's type. No user's type may have it.
 pub(crate) const CLUSTER_TYPE: &str = "cluster";
-/// How long one other node has to say where it stands.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one other node has to say where it stands; it doubles from round to round, so that seeds that are
+/// not there yet do not hold up those that are.
+const FIRST_PATIENCE: Duration = Duration::from_millis(250);
+const MAX_PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Ends when this node is in a cluster, to which it is then bound.
 pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut patience) = (FIRST_PAUSE, FIRST_PATIENCE);
     let mut remembered = node.memory.subscribe();
     loop {
         remembered.borrow_and_update();
@@ -47,7 +49,8 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             }
             Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
         }
-        let heard = ask_everybody(node).await;
+        let heard = ask_everybody(node, patience).await;
+        patience = (patience * 2).min(MAX_PATIENCE);
         let changed = take_in(node, heard).await?;
         // An initiator begins only after it has asked once: it may have lost its disk in a cluster that lives.
         if node.memory.get().bootstrap == Bootstrap::Fresh && matches!(node.part, Part::Initiator { .. }) {
@@ -124,20 +127,20 @@ fn first_member(promise: &Promise) -> Option<(ReplicaId, Member)> {
 }
 
 /// Asks seeds and all other nodes that were heard of where they stand.
-async fn ask_everybody(node: &Node) -> Vec<(String, Here)> {
-    find_seeds(node).await;
+async fn ask_everybody(node: &Node, patience: Duration) -> Vec<(String, Here)> {
+    find_seeds(node, patience).await;
     let question = Where { address: node.address.to_string() };
     let names: Vec<String> = node.contacts.get().into_keys().collect();
-    let answers = names.iter().map(|name| node.call(name, &question, PATIENCE));
+    let answers = names.iter().map(|name| node.call(name, &question, patience));
     let answers = join_all(answers).await;
     names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect()
 }
 
 /// Learns the names of seeds that are not known yet.
-async fn find_seeds(node: &Node) {
+async fn find_seeds(node: &Node, patience: Duration) {
     let known: Vec<String> = node.contacts.get().into_values().collect();
     let unknown = node.seeds.iter().filter(|seed| **seed != node.address && !known.contains(&seed.to_string()));
-    let probes = unknown.map(|seed| async move { (*seed, node.endpoint.probe(*seed, PATIENCE).await) });
+    let probes = unknown.map(|seed| async move { (*seed, node.endpoint.probe(*seed, patience).await) });
     for (seed, found) in join_all(probes).await {
         match found {
             Ok(name) => node.meet(name.as_str(), &seed.to_string()),
@@ -181,7 +184,7 @@ async fn promise(node: &Arc<Node>, initiator: &str, cluster: ClusterKey) -> Resu
     node.bind(cluster).await?;
     start_cluster_replica(node).await?;
     let given = GivePromise { cluster, promise: own_promise(node).await? };
-    match node.call(initiator, &given, PATIENCE).await {
+    match node.call(initiator, &given, MAX_PATIENCE).await {
         Ok(answer) => tracing::debug!(initiator, taken = answer.taken, "promised to be a first member"),
         Err(error) => tracing::debug!(initiator, %error, "the promise did not arrive, trying again"),
     }
@@ -191,7 +194,7 @@ async fn promise(node: &Arc<Node>, initiator: &str, cluster: ClusterKey) -> Resu
 /// Whether seeds belong to another cluster, and none to this one.
 pub(crate) async fn check_seeds(node: &Node, own: ClusterKey) -> Result<(), NodeFailure> {
     let others = node.seeds.iter().filter(|seed| **seed != node.address);
-    let probes = join_all(others.map(|seed| node.endpoint.probe(*seed, PATIENCE))).await;
+    let probes = join_all(others.map(|seed| node.endpoint.probe(*seed, MAX_PATIENCE))).await;
     let foreign = probes.iter().find_map(|probe| match probe {
         Err(ConnectError::Refused { refusal: Refusal::OtherCluster { given, own: theirs }, .. }) => {
             Some(if given.id == own.id && given.generation == own.generation { theirs.id } else { given.id })

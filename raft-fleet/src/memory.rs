@@ -160,6 +160,13 @@ mod tests {
         let bytes = encode(&memories).unwrap();
         assert_eq!(decode(&bytes).unwrap(), memories);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "");
+        let golden = concat!(
+            "01",
+            "6e31ffffffffffff01000000000000007affffffffffffff0200000000000000",
+            "0200000000000000000000000000000003000000000000000000000000000000",
+            "04000000000000000000000000000000b0ffffff010000000000000000000000",
+            "01000000000000000000000000000000",
+        );
+        assert_eq!(hex, golden);
     }
 }

@@ -155,7 +155,9 @@ impl Node {
             if matches!(progress, Progress::Failed(_)) {
                 return false;
             }
-            tracing::error!(node = %self.name, %failure, "the node stops taking part");
+            if failure != NodeFailure::ShutDown {
+                tracing::error!(node = %self.name, %failure, "the node stops taking part");
+            }
             *progress = Progress::Failed(failure);
             true
         });

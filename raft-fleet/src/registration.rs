@@ -107,7 +107,8 @@ fn check_start(node: &Node, known: Option<Start>) -> Result<(), NodeFailure> {
     }
 }
 
-async fn check_own_seeds(node: &Node) -> Result<(), NodeFailure> {
+/// Whether the seeds belong to the cluster that this node is in.
+pub(crate) async fn check_own_seeds(node: &Node) -> Result<(), NodeFailure> {
     match node.memory.get().bootstrap {
         Bootstrap::Member { cluster } => check_seeds(node, cluster).await,
         _ => Ok(()),

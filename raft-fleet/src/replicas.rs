@@ -168,11 +168,6 @@ impl Replicas {
         self.read(|running| running.by_id.values().cloned().collect())
     }
 
-    /// How many replicas there are, the cluster group's not counted.
-    pub(crate) fn count(&self) -> usize {
-        self.store.replicas().iter().filter(|stored| stored.group != CLUSTER_GROUP).count()
-    }
-
     /// What the store holds of a group, running or not.
     pub(crate) fn stored(&self) -> Vec<StoredReplica> {
         self.store.replicas()

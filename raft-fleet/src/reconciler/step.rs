@@ -58,10 +58,6 @@ pub(super) async fn take(node: &Node, id: ReplicaId, may_transfer: bool) -> Outc
     let Some(desired) = desired(node, &hosted, &view) else { return Outcome::Idle };
     let observed = observe(node, &status, &view);
     let step = next_step(&desired, &observed);
-    let is_change = !matches!(step, Step::Nothing | Step::Wait);
-    if is_change {
-        tracing::info!(node = %node.name, group = hosted.group(), ?step, "next step");
-    }
     match step {
         Step::Nothing => Outcome::Idle,
         Step::Wait => Outcome::Waiting,
@@ -149,6 +145,7 @@ async fn run(
     view: &Cluster,
     step: Step,
 ) -> Result<Outcome, MembersError> {
+    tracing::info!(node = %node.name, group = hosted.group(), ?step, "next step");
     let (replica, expected, decided_at) = (&hosted.replica, status.members.position, view.changed_at);
     match step {
         Step::Nothing | Step::Wait => return Ok(Outcome::Idle),
