@@ -1,6 +1,6 @@
 //! A QUIC connection whose two sides know each other: TLS, names compared, hello answered.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -95,7 +95,16 @@ impl Linker {
     pub(crate) async fn release(&self, patience: Duration) {
         let quic = self.quic.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(quic) = quic else { return };
-        let _ = timeout(patience, quic.wait_idle()).await;
+        if timeout(patience, quic.wait_idle()).await.is_err() {
+            // A handshake that nobody answers drains for seconds. It may do so on a socket of its own; twice,
+            // because quinn reads on from the one before the last.
+            for _ in 0..2 {
+                let spare = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+                if let Err(error) = spare.and_then(|spare| quic.rebind(spare)) {
+                    tracing::debug!(%error, "the address stays taken until the last connection has drained");
+                }
+            }
+        }
         drop(quic);
         let gone = async {
             while self.socket.strong_count() > 0 {

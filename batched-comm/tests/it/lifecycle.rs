@@ -415,3 +415,23 @@ async fn after_a_shutdown_the_address_is_free_though_clones_live() {
         clones.push(endpoint);
     }
 }
+
+#[tokio::test]
+async fn a_peer_that_never_answers_does_not_keep_the_address() {
+    let ca = ca();
+    let a = ca.issue("a").unwrap();
+    // Bound and silent: a handshake with it stays under way.
+    let silent = std::net::UdpSocket::bind(any_port()).unwrap();
+    let mut address = any_port();
+    for _ in 0..3 {
+        let endpoint = Endpoint::bind(address, a.clone()).await.unwrap();
+        address = endpoint.local_address();
+        endpoint.set_peer(&"silent".parse().unwrap(), vec![silent.local_addr().unwrap()]);
+        // Its first packet has arrived: the handshake is under way.
+        let mut first = [0; 2048];
+        silent.set_read_timeout(Some(DEADLINE)).unwrap();
+        let reading = silent.try_clone().unwrap();
+        tokio::task::spawn_blocking(move || reading.recv(&mut first)).await.unwrap().unwrap();
+        endpoint.shutdown().await;
+    }
+}
