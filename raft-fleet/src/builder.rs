@@ -17,12 +17,12 @@ use crate::bootstrap::{Bootstrap, Part};
 use crate::carrier::Carrier;
 use crate::cluster::Cluster;
 use crate::config::FleetConfig;
-use crate::error::FleetError;
+use crate::error::{FleetError, NodeFailure};
 use crate::fleet::{self, Fleet, Types};
 use crate::gate::{Gate, Gated};
 use crate::joining::CLUSTER_TYPE;
 use crate::leaders::Leaders;
-use crate::memory::Memory;
+use crate::memory::{Memory, RolledBack};
 use crate::message::{FLEET_MAILBOX, RAFT_MAILBOX, Start};
 use crate::node::{Node, Progress};
 use crate::peers::Peers;
@@ -192,14 +192,16 @@ impl FleetBuilder {
         let identity = self.identity.clone().ok_or_else(|| missing("identity"))?;
         let storage = self.storage.as_ref().ok_or_else(|| missing("data directory (nor is it in memory)"))?;
         self.check(&name, &identity)?;
-        let store = match storage {
-            Storage::Directory(directory) => Store::open(directory, name.as_str()).await?,
-            Storage::Memory => Store::memory(name.as_str()),
+        // Before the directory is opened, which raises the boot number.
+        let endpoint = Endpoint::bind(listen, identity).await?;
+        let opened = match storage {
+            Storage::Directory(directory) => Store::open(directory, name.as_str()).await,
+            Storage::Memory => Ok(Store::memory(name.as_str())),
         };
-        let endpoint = match Endpoint::bind(listen, identity).await {
-            Ok(endpoint) => endpoint,
+        let store = match opened {
+            Ok(store) => store,
             Err(error) => {
-                store.close().await;
+                endpoint.shutdown().await;
                 return Err(error.into());
             }
         };
@@ -252,6 +254,9 @@ impl FleetBuilder {
         let identity = store.node();
         let start = Start { node_id: identity.node_id, boot: identity.boot, start: endpoint.instance() };
         let memory = Memory::open(&store)?;
+        if let Some(RolledBack { given, registered }) = memory.get().rolled_back {
+            return Err(NodeFailure::RolledBack { given, registered }.into());
+        }
         let is_new = !matches!(memory.get().bootstrap, Bootstrap::Member { .. });
         let expected_nodes = if is_new { self.bootstrap_expect.unwrap_or(1) as usize } else { 1 };
         let gate = Gate::default();

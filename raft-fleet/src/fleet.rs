@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use batched_comm::{Endpoint, NodeName};
-use rafted_value::{ClientSession, Role, Store, Value, ValueFactory};
+use rafted_value::{ClientSession, GroupClient, Role, Store, Value, ValueFactory};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use crate::founding::{found_groups, initialize_groups};
 use crate::group::{Group, LedReplica};
 use crate::info::{GroupInfo, GroupState, LedGroup, NodeInfo, NodeState};
 use crate::joining::join;
+use crate::memory::RolledBack;
 use crate::message::WhoAreYou;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
@@ -136,6 +137,17 @@ impl Fleet {
         &self.node().session
     }
 
+    /// The client of all groups, for layers that encode commands themselves. A group that the cluster does not
+    /// know (yet) has no leader for it: see [`Group`] for what waits, or tells.
+    pub fn client(&self) -> &GroupClient {
+        &self.node().client
+    }
+
+    /// Whether groups of values of this registered type can live on this node.
+    pub fn has_type(&self, type_name: &str) -> bool {
+        self.inner.types.factories.contains_key(type_name)
+    }
+
     /// The node's storage.
     pub fn store(&self) -> &Store {
         &self.node().store
@@ -175,7 +187,7 @@ impl Fleet {
         if replicas == 0 {
             return Err(GroupError::NoReplicas);
         }
-        if !self.inner.types.factories.contains_key(type_name) {
+        if !self.has_type(type_name) {
             return Err(GroupError::UnknownType { type_name: type_name.to_owned() });
         }
         let (node, timeout) = (self.node(), self.node().config.request_timeout());
@@ -331,6 +343,10 @@ async fn live(node: Arc<Node>) {
     }
     let registering = async {
         if let Err(failure) = register(&node).await {
+            if let NodeFailure::RolledBack { given, registered } = failure {
+                // The failure is told in any case.
+                let _ = node.memory.set_rolled_back(RolledBack { given, registered }).await;
+            }
             node.fail(failure);
         }
     };

@@ -11,7 +11,7 @@ use rafted_value::{InitializeError, Member, ReplicaId};
 use crate::bootstrap::{Bootstrap, ClusterKey, Event, Part, Promise, Standing};
 use crate::cluster::{CLUSTER_GROUP, CLUSTER_INCARNATION, voter_count};
 use crate::error::NodeFailure;
-use crate::message::{GivePromise, Here, Where};
+use crate::message::{GivePromise, Here, Namesake, Where};
 use crate::node::Node;
 use crate::placement;
 use crate::replicas::{Detail, Hosted};
@@ -155,6 +155,7 @@ async fn take_in(node: &Arc<Node>, heard: Vec<(String, Here)>) -> Result<bool, N
         for (name, address) in &here.nodes {
             node.meet(name, address);
         }
+        check_namesake(node, here.namesake.as_ref()).await?;
     }
     let before = node.memory.get().bootstrap.clone();
     for (_, here) in &heard {
@@ -168,6 +169,26 @@ async fn take_in(node: &Arc<Node>, heard: Vec<(String, Here)>) -> Result<bool, N
         }
     }
     Ok(node.memory.get().bootstrap != before)
+}
+
+/// Two running nodes of one name would take each other's connections away: the second one stops at once.
+async fn check_namesake(node: &Node, namesake: Option<&Namesake>) -> Result<(), NodeFailure> {
+    let Some(namesake) = namesake.filter(|namesake| namesake.node_id != node.start.node_id) else { return Ok(()) };
+    let Ok(address) = namesake.address.parse() else { return Ok(()) };
+    // At this node's own address, nobody else can be.
+    if address == node.address {
+        return Ok(());
+    }
+    let is_there = match node.endpoint.probe(address, MAX_PATIENCE).await {
+        Ok(name) => name == node.name,
+        Err(ConnectError::Refused { refusal: Refusal::OwnName { .. }, .. }) => true,
+        Err(_) => false,
+    };
+    if is_there {
+        let (name, address) = (node.name.to_string(), namesake.address.clone());
+        return Err(NodeFailure::NameInUse { name, address, node_id: namesake.node_id });
+    }
+    Ok(())
 }
 
 /// Gives this node's word to the initiator, or gives it again.

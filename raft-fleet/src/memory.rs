@@ -18,6 +18,15 @@ messages! {
         pub(crate) bootstrap: Bootstrap,
         /// The registered nodes, by name.
         pub(crate) known: BTreeMap<String, Known>,
+        /// That the directory was found to be rolled back. Each start raises the boot number, so that a refused
+        /// directory that is started again and again would pass some day.
+        pub(crate) rolled_back: Option<RolledBack>,
+    }
+
+    #[derive(Copy, Eq)]
+    pub(crate) struct RolledBack {
+        pub(crate) given: u64,
+        pub(crate) registered: u64,
     }
 
     /// A node as it was last known.
@@ -74,6 +83,15 @@ impl Memory {
     pub(crate) async fn set_known(&self, known: BTreeMap<String, Known>) -> Result<(), NodeFailure> {
         self.change(move |memories| {
             memories.known = known;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Remembers that the directory is of no use any more.
+    pub(crate) async fn set_rolled_back(&self, found: RolledBack) -> Result<(), NodeFailure> {
+        self.change(move |memories| {
+            memories.rolled_back = Some(found);
             Ok(())
         })
         .await
@@ -137,7 +155,7 @@ mod tests {
         drop((memory, store));
         let store = Store::open(dir.path(), "n1").await.unwrap();
         let memory = Memory::open(&store).unwrap();
-        assert_eq!(*memory.get(), Memories { bootstrap: Bootstrap::Promised { cluster }, known });
+        assert_eq!(*memory.get(), Memories { bootstrap: Bootstrap::Promised { cluster }, known, rolled_back: None });
         let other = Event::Heard(Standing::Member { cluster: ClusterKey { id: 8, generation: 0 } });
         assert!(memory.bootstrap(Part::Founder, other).await.is_err());
         assert_eq!(memory.get().bootstrap, Bootstrap::Promised { cluster }, "a refused event changes nothing");
@@ -156,6 +174,7 @@ mod tests {
         let memories = Memories {
             bootstrap: Bootstrap::Decided { cluster: ClusterKey { id: 3, generation: 4 }, members: vec![promise] },
             known: BTreeMap::new(),
+            rolled_back: None,
         };
         let bytes = encode(&memories).unwrap();
         assert_eq!(decode(&bytes).unwrap(), memories);
@@ -165,7 +184,7 @@ mod tests {
             "6e31ffffffffffff01000000000000007affffffffffffff0200000000000000",
             "0200000000000000000000000000000003000000000000000000000000000000",
             "04000000000000000000000000000000b0ffffff010000000000000000000000",
-            "01000000000000000000000000000000",
+            "0100000000000000000000000000000000000000000000000000000000000000",
         );
         assert_eq!(hex, golden);
     }

@@ -24,6 +24,14 @@ messages! {
         pub(crate) standing: Standing,
         /// Whom the sender knows: names and addresses.
         pub(crate) nodes: BTreeMap<String, String>,
+        /// The node that is registered under the name of the one who asks.
+        pub(crate) namesake: Option<Namesake>,
+    }
+
+    #[derive(Eq)]
+    pub(crate) struct Namesake {
+        pub(crate) node_id: u64,
+        pub(crate) address: String,
     }
 
     /// A fresh node's word, already synced.

@@ -13,7 +13,7 @@ use crate::cluster::CLUSTER_GROUP;
 use crate::following;
 use crate::message::{
     CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading, Membership,
-    Position, PromiseTaken, Released, Where, WhoAreYou,
+    Namesake, Position, PromiseTaken, Released, Where, WhoAreYou,
 };
 use crate::node::Node;
 use crate::replicas::Detail;
@@ -83,10 +83,12 @@ async fn on<R: Request, F: Future<Output = R::Reply>>(
 
 async fn where_are_you(node: &Node, from: &str, request: Where) -> Here {
     node.meet(from, &request.address);
+    let view = node.view.get();
     let mut nodes = node.contacts.get();
-    nodes.extend(node.view.get().nodes().map(|(name, record)| (name.clone(), record.address.clone())));
+    nodes.extend(view.nodes().map(|(name, record)| (name.clone(), record.address.clone())));
     nodes.insert(node.name.to_string(), node.address.to_string());
-    Here { standing: node.memory.get().bootstrap.standing(), nodes }
+    let namesake = view.node(from).map(|record| Namesake { node_id: record.node_id, address: record.address.clone() });
+    Here { standing: node.memory.get().bootstrap.standing(), nodes, namesake }
 }
 
 async fn take_promise(node: &Node, from: &str, given: GivePromise) -> PromiseTaken {

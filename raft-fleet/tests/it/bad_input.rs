@@ -4,7 +4,7 @@ use raft_fleet::batched_comm::BindError;
 use raft_fleet::rafted_value::StoreError;
 use raft_fleet::{Fleet, FleetError, NodeFailure};
 
-use crate::harness::{World, refused, shutdown_all, within};
+use crate::harness::{World, refused, shutdown_all, start, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_in_use_a_foreign_certificate_and_missing_settings_are_told_at_once() {
@@ -71,7 +71,12 @@ async fn a_directory_that_was_rolled_back_is_refused() {
     fleets[2].shutdown().await;
     std::fs::remove_dir_all(world.directory(2)).unwrap();
     copy_directory(copy.path(), &world.directory(2));
-    let error = refused(world.builder(2)).await;
+    let rolled_back = start(|| world.builder(2)).await;
+    let error = within("refusal", rolled_back.ready()).await.unwrap_err();
+    shutdown_all(vec![rolled_back]).await;
+    assert!(matches!(error, FleetError::Refused(NodeFailure::RolledBack { .. })), "{error}");
+    let again = world.builder(2).listen(([127, 0, 0, 1], 0).into());
+    let error = refused(again).await;
     assert!(matches!(error, FleetError::Refused(NodeFailure::RolledBack { .. })), "{error}");
     shutdown_all(fleets).await;
 }

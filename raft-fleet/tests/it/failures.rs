@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raft_fleet::NodeState;
 
-use crate::harness::{Int, World, eventually, increment, leader, members, places, shutdown_all, value, within};
+use crate::harness::{Int, World, eventually, increment, leader, members, places, shutdown_all, start, value, within};
 
 fn state_of(fleet: &raft_fleet::Fleet, node: &str) -> Option<NodeState> {
     fleet.nodes().into_iter().find(|info| info.name == node).map(|info| info.state)
@@ -111,7 +111,7 @@ async fn a_node_whose_disk_was_wiped_returns_under_its_name_as_a_new_member() {
     within("shutdown", wiped.shutdown()).await;
     drop(wiped);
     std::fs::remove_dir_all(world.directory(0)).unwrap();
-    let returned = world.builder(0).replace(true).start().await.unwrap();
+    let returned = start(|| world.builder(0).replace(true)).await;
     within("ready", returned.ready()).await.unwrap();
     assert_ne!(returned.node_id(), before);
     assert_eq!(value(&returned, "g").await, 10);

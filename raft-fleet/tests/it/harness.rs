@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use raft_fleet::batched_comm::{Identity, MemoryCa};
+use raft_fleet::batched_comm::{BindError, Identity, MemoryCa};
 use raft_fleet::rafted_value::{Value, messages};
 use raft_fleet::{Fleet, FleetBuilder, FleetConfig, FleetError};
 use tempfile::TempDir;
@@ -106,7 +106,7 @@ impl World {
     }
 
     pub async fn start(&self, node: usize) -> Fleet {
-        self.builder(node).start().await.unwrap()
+        start(|| self.builder(node)).await
     }
 
     /// Starts nodes at the same instant, and waits until all are ready.
@@ -119,6 +119,19 @@ impl World {
             within("ready", fleet.ready()).await.unwrap();
         }
         fleets
+    }
+}
+
+/// Starts a node whose address was in use a moment ago: connections that were being dialled give it back late.
+pub async fn start(builder: impl Fn() -> FleetBuilder) -> Fleet {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match builder().start().await {
+            Err(FleetError::Bind(BindError::AddressInUse { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            started => return started.unwrap(),
+        }
     }
 }
 
@@ -185,10 +198,14 @@ pub async fn shutdown_all(fleets: Vec<Fleet>) {
     }
 }
 
-/// Why a start failed.
+/// Why a start failed, or why the node was refused.
 pub async fn refused(builder: FleetBuilder) -> FleetError {
     match builder.start().await {
         Err(error) => error,
-        Ok(fleet) => within("refusal", fleet.ready()).await.unwrap_err(),
+        Ok(fleet) => {
+            let error = within("refusal", fleet.ready()).await.unwrap_err();
+            within("shutdown", fleet.shutdown()).await;
+            error
+        }
     }
 }
