@@ -131,6 +131,10 @@ impl GroupConfig {
             state_machine_channel_size: Some(CHANNEL_SIZE),
             log_stage_capacity: Some(LOG_STAGES),
             enable_pre_vote: Some(true),
+            // Absent, it means true: a restarted leader would lead its old term again without what its followers
+            // had synced and it had not, and write other entries under the same log ids.
+            enable_leader_restore: Some(false),
+            allow_log_reversion: Some(false),
             // Seen: it silences the heartbeats of a leader whose lease has expired.
             quorum_loss_probe_interval: None,
             ..openraft::Config::default()

@@ -238,3 +238,19 @@ async fn a_command_over_the_limit_is_refused_before_it_is_logged() {
     assert_eq!(cluster.nodes["n1"].replica.status().last_log_index, before);
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_leader_does_not_lead_its_old_term_again() {
+    // What it had sent and not yet synced, others may have synced: it must not write those indexes again.
+    let mut cluster = Cluster::durable(&["n1"], GroupConfig::default()).await;
+    for n in 0..5 {
+        cluster.add("n1", n).await.unwrap();
+        let before = cluster.nodes["n1"].replica.status().term;
+        cluster.stop("n1").await;
+        cluster.start("n1").await;
+        cluster.add("n1", n).await.unwrap();
+        let after = cluster.nodes["n1"].replica.status().term;
+        assert!(after > before, "it led term {before} before the restart and {after} after it");
+    }
+    cluster.shutdown().await;
+}
