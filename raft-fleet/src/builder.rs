@@ -103,7 +103,8 @@ impl FleetBuilder {
         self
     }
 
-    /// Keeps everything in memory: after a restart, the node is a new member.
+    /// Keeps everything in memory: after a restart, the node is a new member. It takes its name over from its
+    /// former self as soon as that one is unreachable, as with [`FleetBuilder::replace`]: that memory is gone.
     pub fn in_memory(mut self) -> Self {
         self.storage = Some(Storage::Memory);
         self
@@ -290,7 +291,7 @@ impl FleetBuilder {
             attributes: self.attributes,
             seeds: self.seeds,
             part,
-            replace: self.replace,
+            replace: self.replace || matches!(self.storage, Some(Storage::Memory)),
             start,
             config: self.config,
             store,

@@ -4,10 +4,12 @@ use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use batched_comm::{Endpoint, NodeName};
+use futures_util::FutureExt;
 use rafted_value::{ClientSession, GroupClient, Role, Store, Value, ValueFactory};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -27,7 +29,7 @@ use crate::message::WhoAreYou;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
 use crate::reconciler::reconcile;
-use crate::registration::{check_own_seeds, register};
+use crate::registration::{check_own_seeds, register, stay_registered};
 
 /// The longest name of a group, in bytes.
 pub const MAX_GROUP_NAME_BYTES: usize = 255;
@@ -35,6 +37,7 @@ pub const MAX_GROUP_NAME_BYTES: usize = 255;
 const ADD_PATIENCE: Duration = Duration::from_secs(20);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_LOOK: Duration = Duration::from_millis(200);
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node of a fleet. Clones are the same node; it ends with [`Fleet::shutdown`], or when the last clone is
@@ -324,15 +327,30 @@ impl fmt::Debug for Fleet {
 
 /// Every long task of a node.
 pub(crate) fn spawn_tasks(node: &Arc<Node>, tasks: &mut JoinSet<()>) {
-    tasks.spawn(live(node.clone()));
-    tasks.spawn(stop_on_failure(node.clone()));
-    tasks.spawn(reconcile(node.clone()));
-    tasks.spawn(found_groups(node.clone()));
-    tasks.spawn(initialize_groups(node.clone()));
-    tasks.spawn(clean_up(node.clone()));
-    tasks.spawn(monitor(node.clone()));
-    let watching = node.clone();
-    tasks.spawn(async move { watching.peers.run(&watching.endpoint).await });
+    supervise(tasks, node, "membership", live);
+    supervise(tasks, node, "stop", stop_on_failure);
+    supervise(tasks, node, "reconciler", reconcile);
+    supervise(tasks, node, "founding", found_groups);
+    supervise(tasks, node, "initializing", initialize_groups);
+    supervise(tasks, node, "cleanup", clean_up);
+    supervise(tasks, node, "monitor", monitor);
+    supervise(tasks, node, "peers", |node| async move { node.peers.run(&node.endpoint).await });
+}
+
+/// Runs a task, and again when it panics: none of them keeps anything that the next one could not find out.
+fn supervise<F: Future<Output = ()> + Send + 'static>(
+    tasks: &mut JoinSet<()>,
+    node: &Arc<Node>,
+    name: &'static str,
+    run: impl Fn(Arc<Node>) -> F + Send + 'static,
+) {
+    let node = node.clone();
+    tasks.spawn(async move {
+        while AssertUnwindSafe(run(node.clone())).catch_unwind().await.is_err() {
+            tracing::error!(node = %node.name, task = name, "a task panicked, and is started again");
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    });
 }
 
 /// Comes to the cluster, then follows it for ever.
@@ -356,7 +374,7 @@ async fn live(node: Arc<Node>) {
             node.fail(failure);
         }
     };
-    tokio::join!(follow(&node), draw_consequences(&node), registering, checking);
+    tokio::join!(follow(&node), draw_consequences(&node), registering, checking, stay_registered(&node));
 }
 
 /// A node that is no part of its cluster serves nothing; a failed log is such a failure.
@@ -364,8 +382,16 @@ async fn stop_on_failure(node: Arc<Node>) {
     let mut storage = node.store.failed();
     let mut progress = node.progress.subscribe();
     loop {
-        if matches!(*progress.borrow_and_update(), Progress::Failed(_)) {
-            return node.replicas.shutdown().await;
+        let failure = match &*progress.borrow_and_update() {
+            Progress::Failed(failure) => Some(failure.clone()),
+            Progress::Joining | Progress::Running => None,
+        };
+        if let Some(failure) = failure {
+            node.replicas.shutdown().await;
+            if failure != NodeFailure::ShutDown {
+                node.endpoint.shutdown().await;
+            }
+            return;
         }
         tokio::select! {
             Ok(()) = storage.changed() => {

@@ -69,7 +69,8 @@ async fn follow_other(node: &Node, source: Option<String>) -> Option<String> {
     };
     match answer {
         Ok(Followed::Changed(delta)) => node.view.follow(delta),
-        Ok(Followed::Unchanged) => {}
+        // Another one next time: one that is cut off from its leader has nothing to tell, and does not know it.
+        Ok(Followed::Unchanged) => return None,
         Ok(Followed::NotHere) | Err(_) => {
             tokio::time::sleep(PAUSE.mul_f64(rand::random_range(0.5..1.5))).await;
             return None;
@@ -131,9 +132,7 @@ pub(crate) async fn draw_consequences(node: &Arc<Node>) {
     loop {
         let after = changes.borrow_and_update().clone();
         update_peers(node, &before, &after);
-        if let Err(failure) = node.memory.set_known(known_nodes(&after, node)).await {
-            node.fail(failure);
-        }
+        remember(node, &after).await;
         judge_self(node, &before, &after);
         if before.changed_at > 0 {
             tell(node, &before, &after);
@@ -160,14 +159,20 @@ fn update_peers(node: &Node, before: &Cluster, after: &Cluster) {
     }
 }
 
-fn known_nodes(cluster: &Cluster, node: &Node) -> BTreeMap<String, Known> {
+/// Stores the nodes, where they have changed.
+async fn remember(node: &Node, cluster: &Cluster) {
     let nodes = cluster.nodes().map(|(name, record)| {
         let start = Start { node_id: record.node_id, boot: record.boot, start: record.start };
         (name.clone(), Known { address: record.address.clone(), start })
     });
     let known: BTreeMap<_, _> = nodes.collect();
     // Before anything was heard, what was known before the restart stands.
-    if known.is_empty() { node.memory.get().known.clone() } else { known }
+    if known.is_empty() || known == node.memory.get().known {
+        return;
+    }
+    if let Err(failure) = node.memory.set_known(known).await {
+        node.fail(failure);
+    }
 }
 
 /// Whether this node is still itself in the cluster's eyes.

@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::bootstrap::Bootstrap;
-use crate::cluster::{CLUSTER_GROUP, Command, Refusal, Registration, Reply};
+use crate::cluster::{CLUSTER_GROUP, Cluster, Command, NodePhase, Refusal, Registration, Reply};
 use crate::error::NodeFailure;
 use crate::joining::check_seeds;
 use crate::message::{LastStart, Start};
@@ -112,6 +112,23 @@ pub(crate) async fn check_own_seeds(node: &Node) -> Result<(), NodeFailure> {
     match node.memory.get().bootstrap {
         Bootstrap::Member { cluster } => check_seeds(node, cluster).await,
         _ => Ok(()),
+    }
+}
+
+/// Never ends by itself: a node that was taken for dead, and was not, registers again.
+pub(crate) async fn stay_registered(node: &Arc<Node>) {
+    let is_dead = |cluster: &Cluster| {
+        let record = cluster.node(node.name.as_str())?;
+        (record.phase == NodePhase::Dead && record.start == node.start.start).then_some(())
+    };
+    loop {
+        node.running().await;
+        node.view.wait(is_dead).await;
+        tracing::warn!(node = %node.name, "was taken for dead by the cluster; registers again");
+        match announce(node).await {
+            Ok(index) => node.view.wait(|cluster| (cluster.changed_at >= index).then_some(())).await,
+            Err(failure) => node.fail(failure),
+        }
     }
 }
 

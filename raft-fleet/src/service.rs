@@ -132,10 +132,7 @@ async fn try_create(node: &Node, request: CreateReplica) -> Result<Created, Stri
     if tokio::time::timeout(VIEW_PATIENCE, known).await.is_err() {
         return Err("this node's copy of the cluster's state is behind".into());
     }
-    if request.group == CLUSTER_GROUP {
-        // A node without a replica of the cluster group has no past in it.
-        node.gate.open();
-    } else {
+    if request.group != CLUSTER_GROUP {
         let view = node.view.get();
         if view.group(&request.group).is_none_or(|group| group.incarnation != request.incarnation) {
             return Err("there is no such incarnation of the group".into());

@@ -1,5 +1,6 @@
 //! What commands do to groups.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{CLUSTER_GROUP, Cluster, Forgotten, Founder, Group, GroupPhase, NodePhase, Refusal, RemovedGroup};
@@ -78,9 +79,12 @@ impl Cluster {
     pub(super) fn remove_group(&mut self, index: u64, name: &str) -> Result<(), Refusal> {
         let incarnation = self.groups.get(name).ok_or(Refusal::GroupNotFound)?.incarnation;
         self.forget(index, Forgotten::Group(name.to_owned()));
-        let pending = self.nodes.keys().cloned().collect();
-        let removed = RemovedGroup { incarnation, pending, changed_at: index };
-        self.removed.insert(name.to_owned(), Arc::new(removed));
+        let alive = self.nodes().filter(|(_, node)| node.phase != NodePhase::Dead);
+        let pending: BTreeSet<_> = alive.map(|(name, _)| name.clone()).collect();
+        if !pending.is_empty() {
+            let removed = RemovedGroup { incarnation, pending, changed_at: index };
+            self.removed.insert(name.to_owned(), Arc::new(removed));
+        }
         Ok(())
     }
 

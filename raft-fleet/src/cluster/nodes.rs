@@ -71,6 +71,8 @@ impl Cluster {
         if node.phase != NodePhase::Dead {
             (node.phase, node.since, node.changed_at) = (NodePhase::Dead, now, index);
             self.changed_at = index;
+            // If it returns, it finds out by itself that its replicas belong to no group any more.
+            self.stop_waiting_for(index, name)?;
         }
         Ok(())
     }
@@ -90,9 +92,13 @@ impl Cluster {
             return Err(Refusal::NodeInUse);
         }
         self.forget(index, Forgotten::Node(name.to_owned()));
-        let waiting: Vec<_> = self.removed.iter().filter(|(_, group)| group.pending.contains(name)).collect();
-        let waiting: Vec<_> =
-            waiting.into_iter().map(|(group, removed)| (group.clone(), removed.incarnation)).collect();
+        self.stop_waiting_for(index, name)
+    }
+
+    /// Nobody waits any more for this node to clean up.
+    fn stop_waiting_for(&mut self, index: u64, name: &str) -> Result<(), Refusal> {
+        let waiting = self.removed.iter().filter(|(_, removed)| removed.pending.contains(name));
+        let waiting: Vec<_> = waiting.map(|(group, removed)| (group.clone(), removed.incarnation)).collect();
         self.cleaned_up(index, name, &waiting)
     }
 

@@ -202,6 +202,21 @@ fn a_removed_group_keeps_its_name_until_every_node_has_cleaned_up() {
 }
 
 #[test]
+fn a_dead_node_is_not_waited_for() {
+    let mut run = Run::with_nodes(2);
+    run.done(add("g", 2));
+    run.done(reachable("n1", 101, false));
+    run.done(remove("g"));
+    run.done(cleaned_up("n2", "g", 3));
+    assert!(matches!(run.refused(add("g", 2)), Refusal::CleanupOngoing { .. }));
+    run.done(purge("n1", 101));
+    run.done(add("g", 2));
+    run.done(remove("g"));
+    run.done(cleaned_up("n2", "g", 9));
+    run.done(add("g", 2));
+}
+
+#[test]
 fn groups_are_founded_on_nodes_that_answer() {
     let mut run = Run::with_nodes(3);
     run.done(reachable("n1", 101, false));

@@ -34,8 +34,8 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a change of members may take; after that the group is looked at again.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
-/// A replica that lacks at most this many entries counts as caught up: replication does the rest in one round.
-const CLOSE_ENTRIES: u64 = 64;
+/// A replica that lacks at most this many entries counts as caught up: under load, that many are on their way.
+const CLOSE_ENTRIES: u64 = 4_096;
 
 /// Looks at the group, and takes the next step.
 pub(super) async fn take(node: &Node, id: ReplicaId, may_transfer: bool) -> Outcome {

@@ -99,6 +99,51 @@ async fn a_node_that_stays_away_is_replaced_after_the_purge_window() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_returns_after_the_purge_is_active_again_with_new_replicas() {
+    let world = World::new(4, 4).on_disk().purge_after(Duration::from_secs(1));
+    let mut fleets = world.start_all(0..4).await;
+    fleets[0].add_group::<Int>("g", 3).await.unwrap();
+    assert_eq!(increment(&fleets[0], "g").await, 0);
+    let placed = eventually("placed", || Some(members(&fleets[0], "g")).filter(|m| m.len() == 3)).await;
+    let victim = fleets.iter().position(|fleet| placed.contains(&fleet.name().to_string())).unwrap();
+    let gone = fleets.remove(victim);
+    let name = gone.name().to_string();
+    let replica_of = |fleet: &raft_fleet::Fleet| {
+        let stored: Vec<_> = fleet.store().replicas().into_iter().filter(|stored| stored.group == "g").collect();
+        (stored.len() == 1).then(|| stored[0].replica)
+    };
+    let before = replica_of(&gone).unwrap();
+    within("shutdown", gone.shutdown()).await;
+    drop(gone);
+    let is_replaced =
+        || (members(&fleets[1], "g").len() == 3 && !members(&fleets[1], "g").contains(&name)).then_some(());
+    eventually("replaced", is_replaced).await;
+    let returned = world.start_all([victim]).await.remove(0);
+    eventually("back in its place", || (members(&returned, "g") == placed).then_some(())).await;
+    let after = eventually("one replica", || replica_of(&returned)).await;
+    assert_ne!(after, before, "what it had was deleted");
+    assert_eq!(value(&returned, "g").await, 1);
+    fleets.push(returned);
+    shutdown_all(fleets).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_in_memory_that_restarts_takes_its_name_back() {
+    let world = World::new(3, 3);
+    let mut fleets = world.start_all(0..3).await;
+    fleets[0].add_group::<Int>("g", 3).await.unwrap();
+    assert_eq!(increment(&fleets[0], "g").await, 0);
+    let gone = fleets.remove(2);
+    within("shutdown", gone.shutdown()).await;
+    drop(gone);
+    fleets.extend(world.start_all([2]).await);
+    let is_member = || fleets[2].store().replicas().iter().any(|stored| stored.group == "g").then_some(());
+    eventually("a new replica", is_member).await;
+    assert_eq!(value(&fleets[2], "g").await, 1);
+    shutdown_all(fleets).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_disk_was_wiped_returns_under_its_name_as_a_new_member() {
     let world = World::new(3, 3).on_disk();
     let mut fleets = world.start_all(0..3).await;
