@@ -213,7 +213,9 @@ impl Replicas {
             incarnation: stored.incarnation,
             replica: stored.replica,
             cluster: self.cluster().ok_or(ReplicaError::NoCluster)?,
-            config: self.config.clone(), is_alone: false, };
+            config: self.config.clone(),
+            is_alone: false,
+        };
         let replica = UntypedReplica::start(&self.store, spec, factory, transport.clone()).await.map_err(failed)?;
         Ok(Hosted { replica, type_name: detail.type_name.into(), after: detail.after })
     }

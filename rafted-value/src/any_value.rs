@@ -8,13 +8,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::value::{Context, Value, read_value};
+use crate::value::{Context, UpgradeError, Value, read_command, read_value};
 use crate::wire::{decode, encode};
+
+/// Why a command has no reply.
+#[derive(Debug)]
+pub(crate) enum CommandFault {
+    /// It failed alike on every replica: the code panicked, or the bytes are no command of this version.
+    Failed(String),
+    /// This program cannot read it and another may: going on would make this replica differ.
+    Unreadable(UpgradeError),
+}
 
 /// A value of some type.
 pub(crate) trait AnyValue: Send + Sync {
-    /// Runs an encoded command; the error is the panic's message, or why the bytes are no command.
-    fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, String>;
+    /// Runs an encoded command.
+    fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, CommandFault>;
     fn query(&self, context: &Context<'_>, query: &[u8]) -> Result<Bytes, String>;
     /// A copy that further commands do not change.
     fn freeze(&self) -> Box<dyn AnyValue>;
@@ -23,13 +32,14 @@ pub(crate) trait AnyValue: Send + Sync {
     fn as_any(&self) -> &dyn Any;
 }
 
-type Restore = fn(u32, &[u8]) -> Result<Box<dyn AnyValue>, String>;
+type Restore = fn(u32, &[u8]) -> Result<Box<dyn AnyValue>, UpgradeError>;
 
 /// Makes values of one type, empty or from a snapshot.
 #[derive(Clone)]
 pub struct ValueFactory {
     create: fn() -> Box<dyn AnyValue>,
     restore: Restore,
+    can_read: fn(u32, &[u8]) -> Result<(), UpgradeError>,
     environment: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -39,8 +49,12 @@ impl ValueFactory {
         Self {
             create: || Box::new(Typed(V::default())),
             restore: |version, bytes| {
-                let value: V = read_value(version, bytes).map_err(|error| error.to_string())?;
+                let value: V = read_value(version, bytes)?;
                 Ok(Box::new(Typed(value)))
+            },
+            // Of this version, it is read when it is applied.
+            can_read: |version, bytes| {
+                if version == V::VERSION { Ok(()) } else { read_command::<V>(version, bytes).map(drop) }
             },
             environment,
         }
@@ -50,8 +64,13 @@ impl ValueFactory {
         (self.create)()
     }
 
-    pub(crate) fn restore(&self, version: u32, bytes: &[u8]) -> Result<Box<dyn AnyValue>, String> {
+    pub(crate) fn restore(&self, version: u32, bytes: &[u8]) -> Result<Box<dyn AnyValue>, UpgradeError> {
         (self.restore)(version, bytes)
+    }
+
+    /// Whether a command may be logged: one that this program cannot read would stop it.
+    pub(crate) fn can_read(&self, version: u32, payload: &[u8]) -> Result<(), UpgradeError> {
+        (self.can_read)(version, payload)
     }
 
     pub(crate) fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
@@ -68,14 +87,18 @@ impl std::fmt::Debug for ValueFactory {
 struct Typed<V>(V);
 
 impl<V: Value> AnyValue for Typed<V> {
-    fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, String> {
-        if schema > V::VERSION {
-            return Err(format!("the command has version {schema}, this node knows up to {}; upgrade it", V::VERSION));
-        }
-        let command: V::Command = decode(payload).map_err(|error| error.to_string())?;
+    fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, CommandFault> {
+        let command = match read_command::<V>(schema, payload) {
+            Ok(command) => command,
+            Err(UpgradeError::Malformed(error)) if schema == V::VERSION => {
+                return Err(CommandFault::Failed(error.to_string()));
+            }
+            Err(error) => return Err(CommandFault::Unreadable(error)),
+        };
         contained(|| self.0.command_in(context, command))
             .and_then(|reply| encode(&reply).map_err(|error| error.to_string()))
             .map(|bytes| Bytes::copy_from_slice(&bytes))
+            .map_err(CommandFault::Failed)
     }
 
     fn query(&self, context: &Context<'_>, query: &[u8]) -> Result<Bytes, String> {

@@ -48,6 +48,9 @@ pub struct GroupClient {
 
 /// The first attempt's patience; it doubles with each one that was lost.
 const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(8);
+/// About thirty years: what cannot be added to the clock.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(1_000_000_000);
 /// Between rounds over all nodes: about a third of an election.
 const PAUSE: Duration = Duration::from_millis(40);
 /// Redirects that are followed without a pause.
@@ -77,10 +80,10 @@ impl GroupClient {
     /// as often as needed and runs once; without one it is sent again only while it is known not to have happened.
     pub async fn command(&self, group: &str, command: Bytes, timeout: Duration) -> Result<Bytes, CommandError> {
         let has_id = crate::command::has_id(&command);
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_in(timeout);
         let mut search = Search::new(self, group, deadline);
         let mut maybe = None;
-        while let Some((node, patience)) = search.next(maybe.is_some()).await {
+        while let Some((node, patience)) = search.next().await {
             match self.attempt(group, &node, RequestBody::Command(command.clone()), patience).await {
                 Outcome::Done(reply) => {
                     self.route.set_leader(group, Some(&node));
@@ -98,7 +101,7 @@ impl GroupClient {
                 Outcome::Maybe(reason) if !has_id => return Err(reason.into()),
                 Outcome::Maybe(reason) => {
                     maybe = Some(reason);
-                    search.elsewhere(&node, None);
+                    search.lost(&node);
                 }
             }
         }
@@ -110,10 +113,9 @@ impl GroupClient {
 
     /// Gets an encoded query answered, linearizably.
     pub async fn query(&self, group: &str, query: Bytes, timeout: Duration) -> Result<Bytes, QueryError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_in(timeout);
         let mut search = Search::new(self, group, deadline);
-        let mut lost = false;
-        while let Some((node, patience)) = search.next(lost).await {
+        while let Some((node, patience)) = search.next().await {
             match self.attempt(group, &node, RequestBody::Query(query.clone()), patience).await {
                 Outcome::Done(answer) => {
                     self.route.set_leader(group, Some(&node));
@@ -122,10 +124,7 @@ impl GroupClient {
                 Outcome::Failed(message) => return Err(QueryError::Failed(message)),
                 Outcome::Refused(reason) => return Err(reason.into()),
                 Outcome::Elsewhere { leader } => search.elsewhere(&node, leader),
-                Outcome::Maybe(_) => {
-                    lost = true;
-                    search.elsewhere(&node, None);
-                }
+                Outcome::Maybe(_) => search.lost(&node),
             }
         }
         Err(NotHappened::NoLeader { group: group.to_owned(), waited: timeout }.into())
@@ -199,6 +198,12 @@ fn refused(reason: NotHappened) -> Outcome {
     }
 }
 
+/// A deadline that is far away where the sum would be none.
+fn deadline_in(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or_else(|| now + LONGEST_TIMEOUT)
+}
+
 /// Which node to ask next, and how long to wait for it.
 struct Search<'a> {
     client: &'a GroupClient,
@@ -208,36 +213,42 @@ struct Search<'a> {
     candidates: std::vec::IntoIter<String>,
     redirects: u32,
     patience: Duration,
-    first: bool,
+    /// Did not answer in this round: asked again only in the next one.
+    silent: Option<String>,
 }
 
 impl<'a> Search<'a> {
     fn new(client: &'a GroupClient, group: &'a str, deadline: Instant) -> Self {
         let hint = client.route.leader(group);
         let candidates = client.route.nodes(group).into_iter();
-        Self { client, group, deadline, hint, candidates, redirects: 0, patience: FIRST_PATIENCE, first: true }
+        Self { client, group, deadline, hint, candidates, redirects: 0, patience: FIRST_PATIENCE, silent: None }
     }
 
-    async fn next(&mut self, was_lost: bool) -> Option<(String, Duration)> {
-        if was_lost && !self.first {
-            self.patience = self.patience.saturating_mul(2);
-        }
-        self.first = false;
+    async fn next(&mut self) -> Option<(String, Duration)> {
         loop {
             let left = self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
             let patience = left.min(self.patience);
             if let Some(node) = self.hint.take() {
                 return Some((node, patience));
             }
-            if let Some(node) = self.candidates.next() {
+            let silent = self.silent.clone();
+            if let Some(node) = self.candidates.find(|node| Some(node) != silent.as_ref()) {
                 return Some((node, patience));
             }
             let jitter = rand::random_range(0.5..1.5);
             tokio::time::sleep(PAUSE.mul_f64(jitter).min(left)).await;
             self.redirects = 0;
+            self.silent = None;
             self.hint = self.client.route.leader(self.group);
             self.candidates = self.client.route.nodes(self.group).into_iter();
         }
+    }
+
+    /// The node did not answer: the others next, and more patience, since it may only be slow.
+    fn lost(&mut self, asked: &str) {
+        self.patience = self.patience.saturating_mul(2).min(LONGEST_PATIENCE);
+        self.silent = Some(asked.to_owned());
+        self.elsewhere(asked, None);
     }
 
     fn elsewhere(&mut self, asked: &str, leader: Option<String>) {

@@ -180,6 +180,24 @@ pub enum StartError {
         /// What is wrong.
         reason: String,
     },
+    /// Another version of the program wrote what this one finds.
+    #[error(
+        "group {group}: its snapshot cannot be read by this program: {reason}; nothing is damaged, run the newer program"
+    )]
+    Unreadable {
+        /// The group.
+        group: String,
+        /// Which version wrote it.
+        reason: String,
+    },
+    /// The replica runs already, in this process.
+    #[error("replica {replica} of group {group} runs already; shut it down first")]
+    Running {
+        /// The group.
+        group: String,
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// openraft refused.
     #[error("group {group} did not start: {reason}")]
     Raft {

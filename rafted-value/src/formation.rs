@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Only the member that stands first in the list ever initializes, and only when *all* others have said that
-//! they know no members: a first member whose disk was lost finds a group and joins it.
+//! they know no members, and promised (synced) that no other replica founds the group: a first member whose disk
+//! was lost is another replica, finds a group or waits for it, and joins it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,7 +65,8 @@ impl Formation {
     async fn ask_all(&self) -> BTreeMap<String, (ReplicaId, Member, bool)> {
         let mut answers = BTreeMap::new();
         for node in &self.others {
-            if let Some(Answer::Hello { replica, node: number, initialized }) = self.ask(node, RequestBody::Hello).await
+            if let Some(Answer::Hello { replica, node: number, initialized }) =
+                self.ask(node, RequestBody::Hello { founder: self.is_initiator }).await
                 && let Some(id) = ReplicaId::new(replica)
             {
                 let member = Member { name: node.clone(), node: number, zone: String::new(), decided_at: 0 };

@@ -23,19 +23,18 @@ use crate::command::Command;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::log_store::LogStore;
-use crate::machine::{Machine, Raft, Shared};
+use crate::machine::{Machine, OpenError, Raft, Shared};
 use crate::membership::{self, members_of, position};
 use crate::network::Network;
 use crate::openraft_types::{Vote, decode_payload, entry};
-use crate::proposer::{self, Proposal, ProposeError};
+use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
 use crate::reader::{self, Read, ReadError};
 use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
 use crate::snapshot::SnapshotStore;
 use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
-use crate::store::Store;
+use crate::store::{Running, Store};
 use crate::transport::{Body, BoxFuture, Handler, Transport};
 use crate::value::{Context, Value};
-use crate::wal::Wal;
 
 /// Queries that may wait for a round at one replica; one more waits outside.
 const MAX_QUEUED_QUERIES: usize = 16_384;
@@ -53,6 +52,8 @@ pub struct ReplicaSpec {
     pub cluster: ClusterTag,
     /// The group's settings.
     pub config: GroupConfig,
+    /// Whether its members form the group among themselves, without a fleet that places them.
+    pub is_alone: bool,
 }
 
 /// A running replica. Clones share it; it runs until [`UntypedReplica::shutdown`] or until the last is dropped.
@@ -63,15 +64,18 @@ pub struct UntypedReplica {
 
 struct Inner {
     spec: ReplicaSpec,
-    /// The number of this node's memory.
-    node: u64,
+    /// Keeps the directory locked and the apply threads alive.
+    store: Store,
+    /// Until the core has ended, no other may run over the same log.
+    running: Mutex<Option<Running>>,
     raft: Raft,
     shared: Arc<Shared>,
     snapshots: SnapshotStore,
-    wal: Wal,
-    apply_threads: tokio::runtime::Handle,
     proposals: mpsc::Sender<Proposal>,
+    limits: Limits,
     reads: mpsc::Sender<Read>,
+    /// No fleet places its replicas: members ask each other to be let in.
+    is_alone: bool,
     /// The proposer and the reader: they end with this.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -85,13 +89,22 @@ impl UntypedReplica {
         transport: Arc<dyn Transport>,
     ) -> Result<Self, StartError> {
         let group = spec.group.clone();
+        let spec_is_alone = spec.is_alone;
+        let Some(running) = store.claim(spec.replica) else {
+            return Err(StartError::Running { group, replica: spec.replica });
+        };
         let shared = Shared::new(group.clone(), factory, store.clock().clone());
         let snapshots = store.snapshots_of(spec.replica);
         let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.apply_threads());
         let opened = store.apply_threads().spawn_blocking(move || Machine::open(opening, to_open, threads)).await;
         let machine = opened
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?
-            .map_err(|reason| StartError::Damaged { group: group.clone(), reason })?;
+            .map_err(|error| match error {
+                OpenError::Damaged(reason) => StartError::Damaged { group: group.clone(), reason },
+                OpenError::Unreadable(error) => {
+                    StartError::Unreadable { group: group.clone(), reason: error.to_string() }
+                }
+            })?;
         let config = spec
             .config
             .to_openraft(&group)
@@ -109,6 +122,7 @@ impl UntypedReplica {
             .await
             .map_err(|error| StartError::Raft { group, reason: error.to_string() })?;
         let (proposals, proposal_queue) = mpsc::channel(spec.config.max_queued_commands());
+        let limits = Limits::new(spec.config.max_queued_commands());
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let mut tasks = JoinSet::new();
         tasks.spawn(proposer::run(raft.clone(), shared.clone(), proposal_queue));
@@ -116,14 +130,15 @@ impl UntypedReplica {
         Ok(Self {
             inner: Arc::new(Inner {
                 spec,
-                node: store.node().node_id,
+                store: store.clone(),
+                running: Mutex::new(Some(running)),
                 raft,
                 shared,
                 snapshots,
-                wal: store.wal().clone(),
-                apply_threads: store.apply_threads(),
                 proposals,
+                limits,
                 reads,
+                is_alone: spec_is_alone,
                 tasks: Mutex::new(tasks),
             }),
         })
@@ -193,24 +208,27 @@ impl UntypedReplica {
             return Err(refused(NotHappened::TooLarge { bytes: command.len(), max_bytes }));
         }
         // Refused here, above openraft, whose core ends on any storage error.
-        if self.inner.wal.is_full() {
+        if self.inner.store.wal().is_full() {
             return Err(refused(NotHappened::DiskFull { group: self.inner.spec.group.clone() }));
         }
-        if let Err(error) = Command::decode(command.clone()) {
-            return Err(refused(NotHappened::Malformed(error.to_string())));
-        }
-        let (reply, replied) = oneshot::channel();
-        let proposal = Proposal { command: BytesMut::from(command), reply };
-        self.inner.proposals.try_send(proposal).map_err(|error| {
-            let group = self.inner.spec.group.clone();
-            refused(match error {
-                mpsc::error::TrySendError::Full(_) => {
-                    NotHappened::Overloaded { group, queued: self.inner.spec.config.max_queued_commands() }
-                }
-                mpsc::error::TrySendError::Closed(_) => {
-                    NotHappened::Stopped { group, reason: "the replica was stopped".into() }
-                }
-            })
+        let malformed = |error: String| refused(NotHappened::Malformed(error));
+        let decoded = Command::decode(command.clone()).map_err(|error| malformed(error.to_string()))?;
+        // A command that a replica cannot read would stop it: it must not get into the log.
+        let readable = self.inner.shared.factory().can_read(decoded.schema, &decoded.payload);
+        readable.map_err(|error| malformed(format!("this node cannot read the command: {error}")))?;
+        let group = || self.inner.spec.group.clone();
+        let overloaded = || {
+            let queued = self.inner.spec.config.max_queued_commands();
+            refused(NotHappened::Overloaded { group: group(), queued })
+        };
+        let room = self.inner.limits.take(command.len()).ok_or_else(overloaded)?;
+        let (caller, replied) = oneshot::channel();
+        let proposal = Proposal { command: BytesMut::from(command), reply: Reply { caller, _room: room } };
+        self.inner.proposals.try_send(proposal).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => overloaded(),
+            mpsc::error::TrySendError::Closed(_) => {
+                refused(NotHappened::Stopped { group: group(), reason: "the replica was stopped".into() })
+            }
         })?;
         match tokio::time::timeout(timeout, replied).await {
             Ok(Ok(outcome)) => outcome,
@@ -236,7 +254,7 @@ impl UntypedReplica {
     /// Answers an encoded query from what this replica has applied, which may be old.
     pub async fn read_any(&self, query: Bytes) -> Result<Bytes, QueryError> {
         let shared = self.inner.shared.clone();
-        let answer = self.inner.apply_threads.spawn(async move { shared.query(&query) }).await;
+        let answer = self.inner.store.apply_threads().spawn_blocking(move || shared.query(&query)).await;
         match answer {
             Ok(answer) => answer.map_err(QueryError::Failed),
             Err(error) => {
@@ -265,6 +283,7 @@ impl UntypedReplica {
         expected: Option<LogPosition>,
         decided_at: u64,
     ) -> Result<(), MembersError> {
+        membership::check_voters(&self.status(), &voters)?;
         let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().map(ReplicaId::get).collect());
         self.change_members(change, expected, decided_at).await
     }
@@ -305,8 +324,16 @@ impl UntypedReplica {
         if status.role != Role::Leader {
             return Err(MembersError::NotLeader { leader: status.leader });
         }
+        if to == status.replica {
+            return Ok(());
+        }
         if !status.members.is_voter(to) {
             return Err(MembersError::NotAllowed(format!("{to} is no voter of the group")));
+        }
+        if !membership::is_close(&status, to) {
+            return Err(MembersError::NotAllowed(format!(
+                "{to} does not answer, or lacks entries; wait until it has them"
+            )));
         }
         let asked = self.inner.raft.trigger().transfer_leader(to.get()).await;
         asked.map_err(|error| MembersError::Unknown(error.to_string()))
@@ -379,22 +406,33 @@ impl UntypedReplica {
                 Err(ReadError::Query(error)) => Err(error).into(),
             },
             RequestBody::QueryAny(query) => self.read_any(query).await.into(),
-            RequestBody::Hello => {
-                let initialized = self.status().members.position.is_some();
-                Answer::Hello { replica: self.inner.spec.replica.get(), node: self.inner.node, initialized }
-            }
-            RequestBody::Join { replica, member } => self.let_in(replica, member).await,
+            RequestBody::Hello { founder } => self.hello(request.envelope.from.filter(|_| founder)).await,
+            RequestBody::Join { replica, member } if self.inner.is_alone => self.let_in(replica, member).await,
             RequestBody::Append(_)
             | RequestBody::Vote { .. }
             | RequestBody::PreVote { .. }
             | RequestBody::TransferLeader { .. }
+            | RequestBody::Join { .. }
             | RequestBody::Snapshot { .. } => Answer::WrongReplica,
         }
     }
 
+    async fn hello(&self, founder: Option<ReplicaId>) -> Answer {
+        let inner = &self.inner;
+        let mut initialized = self.status().members.position.is_some();
+        if let Some(founder) = founder.filter(|_| inner.is_alone && !initialized) {
+            match inner.store.promise_founder(&inner.spec.group, founder).await {
+                // Another one may have founded it.
+                Ok(promised) => initialized = !promised,
+                Err(error) => return self.stopped(&error),
+            }
+        }
+        Answer::Hello { replica: inner.spec.replica.get(), node: inner.store.node().node_id, initialized }
+    }
+
     async fn append(&self, append: Append) -> Answer {
         // Heartbeats go on; entries wait at the leader until there is room.
-        if !append.entries.is_empty() && self.inner.wal.is_full() {
+        if !append.entries.is_empty() && self.inner.store.wal().is_full() {
             return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
         }
         let mut entries = Vec::with_capacity(append.entries.len());
@@ -454,12 +492,11 @@ impl UntypedReplica {
         meta: crate::openraft_types::SnapshotMeta,
         body: Box<dyn Body>,
     ) -> Answer {
-        let received = match self.inner.snapshots.receive(body).await {
-            Ok(received) => received,
-            Err(error) => return self.stopped(&error),
-        };
-        // Judged before openraft sees it: a snapshot that it has accepted must not turn out to be damaged.
-        let received = match self.inner.snapshots.check(received, &meta).await {
+        if self.inner.snapshots.is_full() {
+            return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
+        }
+        // Judged before openraft sees it: what it has accepted must not turn out to be damaged or unreadable.
+        let received = match self.inner.snapshots.receive(body, &meta, self.inner.shared.factory()).await {
             Ok(received) => received,
             Err(error) => return self.stopped(&error),
         };
@@ -502,11 +539,12 @@ impl UntypedReplica {
         }
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
+        drop(self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
 /// How long a request of another node may wait here; its sender has given up long before.
-const MAX_SERVE: Duration = Duration::from_secs(30);
+const MAX_SERVE: Duration = Duration::from_secs(10);
 
 impl Handler for UntypedReplica {
     fn handle(&self, request: Bytes) -> BoxFuture<Bytes> {

@@ -52,7 +52,7 @@ pub use crate::reader::ReadError;
 #[cfg(feature = "quic")]
 pub use crate::replica::{CommandRequest, DEFAULT_TIMEOUT, QueryRequest, Replica, ReplicaBuilder};
 pub use crate::rpc::{ClusterTag, Envelope, peek};
-pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, OpenCommand, RECORD_MARGIN};
+pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN};
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
 pub use crate::store::{NodeIdentity, Store, StoredReplica};
 pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};

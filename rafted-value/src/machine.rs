@@ -17,13 +17,13 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::watch;
 
-use crate::any_value::{AnyValue, ValueFactory};
+use crate::any_value::{AnyValue, CommandFault, ValueFactory};
 use crate::clock::{Clock, next_stamp};
 use crate::command::Command;
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::session::{Sessions, Verdict};
-use crate::snapshot::{SnapshotBody, SnapshotContent, SnapshotStore};
-use crate::value::{Context, LogTime};
+use crate::snapshot::{Prepared, SnapshotBody, SnapshotContent, SnapshotStore};
+use crate::value::{Context, LogTime, UpgradeError};
 
 /// The alias that is not in `openraft_types.rs`: it names the machine, which uses those.
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -91,6 +91,10 @@ impl Shared {
         self.applied.subscribe()
     }
 
+    pub(crate) fn factory(&self) -> &ValueFactory {
+        &self.factory
+    }
+
     pub(crate) fn next_stamp(&self) -> LogTime {
         let last = *self.last_stamp.lock().unwrap_or_else(PoisonError::into_inner);
         next_stamp(last.log_time, self.clock.wall(), self.clock.monotonic().saturating_sub(last.at))
@@ -125,15 +129,13 @@ impl Shared {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) {
-        let Some(last) = batch.last().map(|(entry, _)| entry.log_id.index) else {
-            return;
-        };
+    fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> io::Result<()> {
+        let Some(last) = batch.last().map(|(entry, _)| entry.log_id.index) else { return Ok(()) };
         let started = self.clock.monotonic();
         {
             let mut state = self.write();
             for (entry, responder) in batch {
-                let applied = self.apply(&mut state, entry);
+                let applied = self.apply(&mut state, entry)?;
                 if let Some(responder) = responder {
                     responder.send(applied);
                 }
@@ -145,9 +147,10 @@ impl Shared {
             tracing::warn!(group = %self.group, ?took, "applying took long: the group's commands wait for it");
         }
         self.applied.send_replace(last + 1);
+        Ok(())
     }
 
-    fn apply(&self, state: &mut State, entry: Entry) -> Applied {
+    fn apply(&self, state: &mut State, entry: Entry) -> io::Result<Applied> {
         let applied = match entry.payload {
             EntryPayload::Blank => Applied::Nothing,
             EntryPayload::Membership(membership) => {
@@ -155,15 +158,15 @@ impl Shared {
                 Applied::Nothing
             }
             EntryPayload::Normal(data) => match Command::decode(data.0) {
-                Ok(command) => self.apply_command(state, entry.log_id.index, command),
+                Ok(command) => self.apply_command(state, entry.log_id.index, command)?,
                 Err(error) => Applied::Failed(error.to_string()),
             },
         };
         state.applied = Some(entry.log_id);
-        applied
+        Ok(applied)
     }
 
-    fn apply_command(&self, state: &mut State, index: u64, command: Command) -> Applied {
+    fn apply_command(&self, state: &mut State, index: u64, command: Command) -> io::Result<Applied> {
         if command.stamp > state.log_time {
             state.log_time = command.stamp;
             self.remember_stamp(command.stamp);
@@ -173,14 +176,19 @@ impl Shared {
         if let Some(id) = &command.id {
             match state.sessions.judge(id, now) {
                 Verdict::Run => {}
-                Verdict::Ran(kept) => return Applied::from_kept(kept),
-                Verdict::Expired => return Applied::Expired,
+                Verdict::Ran(kept) => return Ok(Applied::from_kept(kept)),
+                Verdict::Expired => return Ok(Applied::Expired),
             }
         }
         let context = Context::new(now, index, self.factory.environment());
         let applied = match state.value.command(&context, command.schema, &command.payload) {
             Ok(reply) => Applied::Reply(reply),
-            Err(message) => {
+            Err(CommandFault::Unreadable(error)) => {
+                // Answering and going on would make this replica differ from those that can read it.
+                tracing::error!(group = %self.group, index, %error, "the replica stops at a command it cannot read");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {index}: {error}")));
+            }
+            Err(CommandFault::Failed(message)) => {
                 tracing::error!(group = %self.group, index, message, "a command failed in the value's code");
                 metrics::counter!("rafted_value_failed_commands_total").increment(1);
                 Applied::Failed(message)
@@ -189,7 +197,7 @@ impl Shared {
         if let Some(id) = &command.id {
             state.sessions.record(id, command.key_hash, applied.to_kept());
         }
-        applied
+        Ok(applied)
     }
 
     fn freeze(&self) -> FrozenState {
@@ -203,8 +211,7 @@ impl Shared {
     }
 
     /// Replaces everything by a snapshot.
-    fn restore(&self, content: SnapshotContent) -> Result<(), String> {
-        let value = self.factory.restore(content.version, &content.value)?;
+    fn restore(&self, content: SnapshotContent, value: Box<dyn AnyValue>) {
         let mut state = self.write();
         *state = State {
             value,
@@ -217,12 +224,22 @@ impl Shared {
         let applied = state.applied.map_or(0, |id| id.index + 1);
         drop(state);
         self.applied.send_replace(applied);
-        Ok(())
     }
 }
 
 /// Above this, applying one batch is worth a warning.
 const SLOW_APPLY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Why a replica's snapshot cannot be taken up again.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// It is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// Another version of the program wrote it.
+    #[error("{0}")]
+    Unreadable(UpgradeError),
+}
 
 /// openraft's state machine.
 pub(crate) struct Machine {
@@ -237,15 +254,16 @@ impl Machine {
         shared: Arc<Shared>,
         snapshots: SnapshotStore,
         apply_threads: tokio::runtime::Handle,
-    ) -> Result<Self, String> {
-        if let Some(content) = snapshots.load().map_err(|error| error.to_string())? {
-            shared.restore(content)?;
+    ) -> Result<Self, OpenError> {
+        if let Some(content) = snapshots.load().map_err(|error| OpenError::Damaged(error.to_string()))? {
+            let value = shared.factory.restore(content.version, &content.value).map_err(OpenError::Unreadable)?;
+            shared.restore(content, value);
         }
         Ok(Self { shared, snapshots, apply_threads })
     }
 
     async fn on_apply_threads<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        self.apply_threads.spawn(async move { work() }).await.map_err(io::Error::other)
+        self.apply_threads.spawn_blocking(work).await.map_err(io::Error::other)
     }
 }
 
@@ -274,22 +292,31 @@ impl RaftStateMachine<Types> for Machine {
                 return Ok(());
             }
             let shared = self.shared.clone();
-            self.on_apply_threads(move || shared.apply_batch(batch)).await?;
+            self.on_apply_threads(move || shared.apply_batch(batch)).await??;
         }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let builder = self.get_snapshot_builder().await;
+        // An error while building ends openraft's core, so that what will not succeed is not begun.
+        let hopeless = builder.content.is_none() || self.snapshots.is_full();
+        (force || !hopeless).then_some(builder)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let shared = self.shared.clone();
-        // A value that is no persistent collection is copied here: not on a thread of the network. What cannot
-        // be frozen, because the runtime shuts down, is an error when it is built.
-        let content = self.on_apply_threads(move || shared.freeze()).await.ok();
-        Builder { content, snapshots: self.snapshots.clone(), apply_threads: self.apply_threads.clone() }
+        // A value that is no persistent collection is copied here: not on a thread of the network.
+        let content = self.on_apply_threads(move || shared.freeze()).await;
+        if let Err(error) = &content {
+            tracing::error!(group = %self.shared.group, %error, "the value cannot be copied for a snapshot");
+        }
+        Builder { content: content.ok(), snapshots: self.snapshots.clone(), apply_threads: self.apply_threads.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
-        let content = self.snapshots.install(body).await?;
+        let Prepared { content, value } = self.snapshots.install(body, &self.shared.factory).await?;
         let shared = self.shared.clone();
-        self.on_apply_threads(move || shared.restore(content)).await?.map_err(io::Error::other)
+        self.on_apply_threads(move || shared.restore(content, value)).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {

@@ -1,9 +1,10 @@
 //! Changes of a group's members: compare-and-set on the entry that the caller looked at, and never a step that
 //! was decided before one that was taken already.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
     ChangeMembershipError, ClientWriteError, InitializeError as Refused, PreconditionFailed, RaftError,
 };
@@ -30,7 +31,18 @@ pub(crate) fn members_of(effective: &StoredMembership, committed: &StoredMembers
     }
 }
 
-/// Makes one change on the leader. Voters that are left out leave the group.
+/// Entries that a replica may lack and still be given a part that others wait for.
+const MAX_LAG: u64 = 1_000;
+
+/// Whether the leader knows that a replica has nearly all entries.
+pub(crate) fn is_close(status: &Status, id: ReplicaId) -> bool {
+    let last = status.last_log_index.unwrap_or(0);
+    let matched = status.matched.get(&id).copied().flatten();
+    id == status.replica || matched.is_some_and(|matched| matched.saturating_add(MAX_LAG) >= last)
+}
+
+/// Makes one change on the leader. Voters that are left out leave the group. The step's index is written into a
+/// member that stays, so that a step which was decided before it is refused from then on.
 pub(crate) async fn change(
     raft: &Raft,
     status: &Status,
@@ -42,24 +54,82 @@ pub(crate) async fn change(
     if decided_at < taken {
         return Err(MembersError::Outdated { given: decided_at, taken });
     }
+    let change = match mark(status, &change, decided_at) {
+        Some(mark) => ChangeMembers::Batch(vec![mark, change]),
+        None => change,
+    };
     let last_membership_log_id = expected.map(|position| log_id(position.term, position.index));
     let unchanged = Precondition::LastMembershipLogId { last_membership_log_id };
     let changed = raft.change_membership_if(change, false, [unchanged]).await;
-    changed.map(drop).map_err(|error| members_error(error, expected))
+    changed.map(drop).map_err(|error| {
+        let metrics = raft.metrics();
+        let now = *WatchReceiver::borrow_watched(&metrics).membership_config.log_id();
+        match members_error(error, expected) {
+            // The first half of a joint change was made: it will be finished, by this leader or another.
+            error @ MembersError::NotLeader { .. } if now.map(position) != expected => {
+                MembersError::Unknown(format!("the change was begun, then: {error}"))
+            }
+            error => error,
+        }
+    })
 }
 
-/// Admits a replica in place of others on a node of its name.
+/// Writes the step's index into a voter that stays.
+fn mark(status: &Status, change: &ChangeMembers<u64, Member>, decided_at: u64) -> Option<ChangeMembers<u64, Member>> {
+    let stays = |id: &u64| match change {
+        ChangeMembers::ReplaceAllVoters(voters) => voters.contains(id),
+        ChangeMembers::RemoveNodes(removed) => !removed.contains(id),
+        _ => true,
+    };
+    let members = status.members.replicas.iter().map(|(id, member)| (id.get(), member));
+    let (id, member) = members.into_iter().find(|(id, _)| stays(id))?;
+    (member.decided_at < decided_at).then(|| {
+        let member = Member { decided_at, ..member.clone() };
+        ChangeMembers::SetNodes(BTreeMap::from([(id, member)]))
+    })
+}
+
+/// Refuses a set of voters of which no majority has the entries: such a change would never be committed.
+pub(crate) fn check_voters(status: &Status, voters: &BTreeSet<ReplicaId>) -> Result<(), MembersError> {
+    let strangers: Vec<_> = voters.iter().filter(|id| !status.members.replicas.contains_key(id)).collect();
+    if voters.is_empty() || !strangers.is_empty() {
+        return Err(MembersError::NotAllowed(format!(
+            "{voters:?} was given; at least one, and only members, may vote"
+        )));
+    }
+    let close = voters.iter().filter(|&&id| is_close(status, id)).count();
+    if close * 2 <= voters.len() {
+        let message = format!("{close} of {} voters have the entries, a majority must", voters.len());
+        return Err(MembersError::NotAllowed(message));
+    }
+    Ok(())
+}
+
+/// Admits a replica in place of others on a node of its name: first as a learner, and, when it has caught up and
+/// asks again, as a voter.
 pub(crate) async fn let_in(raft: &Raft, status: &Status, id: ReplicaId, member: Member) -> Result<(), MembersError> {
     let members = &status.members;
+    if members.is_voter(id) {
+        return Ok(());
+    }
+    let last_membership_log_id = members.position.map(|position| log_id(position.term, position.index));
+    let unchanged = Precondition::LastMembershipLogId { last_membership_log_id };
     if !members.replicas.contains_key(&id) {
-        raft.add_learner(id.get(), member.clone(), true).await.map_err(|error| members_error(error, None))?;
+        let add = ChangeMembers::AddNodes(BTreeMap::from([(id.get(), member)]));
+        let added = raft.change_membership_if(add, false, [unchanged]).await;
+        added.map_err(|error| members_error(error, members.position))?;
+        return Err(MembersError::NotAllowed("it is being given the entries; ask again".into()));
     }
     let same_name = |other: &ReplicaId| members.replicas.get(other).is_some_and(|other| other.name == member.name);
-    let mut voters: BTreeSet<u64> =
-        members.voter_ids().into_iter().filter(|other| !same_name(other)).map(ReplicaId::get).collect();
-    voters.insert(id.get());
-    let changed = raft.change_membership(ChangeMembers::ReplaceAllVoters(voters), false).await;
-    changed.map(drop).map_err(|error| members_error(error, None))
+    let mut voters: BTreeSet<ReplicaId> = members.voter_ids().into_iter().filter(|other| !same_name(other)).collect();
+    voters.insert(id);
+    if !is_close(status, id) {
+        return Err(MembersError::NotAllowed("it lacks entries; ask again".into()));
+    }
+    check_voters(status, &voters)?;
+    let voters = voters.into_iter().map(ReplicaId::get).collect();
+    let changed = raft.change_membership_if(ChangeMembers::ReplaceAllVoters(voters), false, [unchanged]).await;
+    changed.map(drop).map_err(|error| members_error(error, members.position))
 }
 
 fn members_error(error: RaftError<Types, ClientWriteError<Types>>, expected: Option<LogPosition>) -> MembersError {

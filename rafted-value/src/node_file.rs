@@ -1,11 +1,13 @@
 //! The file `node` of a data directory: who the node is.
 //!
 //! ```text
-//! "rfnode" 0 format | node id u64 | boot u64 | name | cluster? (id u128, generation u64) | extra | CRC32C u32
+//! "rfnode" 0 format | node id u64 | boot u64 | name | cluster? (id u128, generation u64) | extra
+//!                   | founders: count u32, (group, replica u64) .. | CRC32C u32
 //! ```
 //!
 //! It is replaced as a whole: written under another name, synced, renamed, the directory synced.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -26,13 +28,15 @@ pub(crate) struct NodeFile {
     pub(crate) name: String,
     pub(crate) cluster: Option<ClusterTag>,
     pub(crate) extra: Vec<u8>,
+    /// Which replica alone may found a lone group, as this node has promised it.
+    pub(crate) founders: BTreeMap<String, u64>,
 }
 
 impl NodeFile {
     /// A node that has never been.
     pub(crate) fn mint(name: &str) -> Self {
         let node_id = rand::random::<u64>().max(1);
-        Self { node_id, boot: 0, name: name.to_owned(), cluster: None, extra: Vec::new() }
+        Self { node_id, boot: 0, name: name.to_owned(), cluster: None, extra: Vec::new(), founders: BTreeMap::new() }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -46,6 +50,11 @@ impl NodeFile {
             writer.u64(cluster.generation);
         });
         writer.slice(&self.extra);
+        writer.length(self.founders.len());
+        for (group, founder) in &self.founders {
+            writer.str(group);
+            writer.u64(*founder);
+        }
         let mut bytes = writer.into_bytes().to_vec();
         let checksum = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
@@ -72,13 +81,18 @@ impl NodeFile {
     }
 
     fn read(reader: &mut Reader) -> Result<Self, Malformed> {
-        Ok(Self {
+        let mut node = Self {
             node_id: reader.u64()?,
             boot: reader.u64()?,
             name: reader.string()?,
             cluster: reader.option(|reader| Ok(ClusterTag { id: reader.u128()?, generation: reader.u64()? }))?,
             extra: reader.slice()?.to_vec(),
-        })
+            founders: BTreeMap::new(),
+        };
+        for _ in 0..reader.count(12)? {
+            node.founders.insert(reader.string()?, reader.u64()?);
+        }
+        Ok(node)
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::errors::{ClientWriteError, Fatal};
 use openraft::raft::WriteResult;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::command;
 use crate::error::{CommandError, UnknownOutcome};
@@ -41,10 +41,51 @@ impl From<CommandError> for ProposeError {
 
 pub(crate) struct Proposal {
     pub(crate) command: BytesMut,
-    pub(crate) reply: oneshot::Sender<Result<Bytes, ProposeError>>,
+    pub(crate) reply: Reply,
 }
 
-type Reply = oneshot::Sender<Result<Bytes, ProposeError>>;
+/// Where an outcome goes, and the room that the command takes until then.
+pub(crate) struct Reply {
+    pub(crate) caller: oneshot::Sender<Result<Bytes, ProposeError>>,
+    pub(crate) _room: Room,
+}
+
+impl Reply {
+    fn send(self, outcome: Result<Bytes, ProposeError>) {
+        // The caller may have given up.
+        let _ = self.caller.send(outcome);
+    }
+}
+
+/// A command's share of what may be under way, in number and bytes; given back when it is dropped.
+pub(crate) struct Room {
+    _count: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// What may be under way at one replica, from the call to the reply.
+pub(crate) struct Limits {
+    count: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// Bytes of commands under way at one replica.
+const MAX_BYTES_UNDER_WAY: usize = 64 << 20;
+
+impl Limits {
+    pub(crate) fn new(max_commands: usize) -> Self {
+        let count = Arc::new(Semaphore::new(max_commands.min(Semaphore::MAX_PERMITS)));
+        Self { count, bytes: Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY)) }
+    }
+
+    /// Room for a command of so many bytes, if there is any.
+    pub(crate) fn take(&self, bytes: usize) -> Option<Room> {
+        let bytes = u32::try_from(bytes).ok()?;
+        let count = self.count.clone().try_acquire_owned().ok()?;
+        let bytes = self.bytes.clone().try_acquire_many_owned(bytes).ok()?;
+        Some(Room { _count: count, _bytes: bytes })
+    }
+}
 
 /// Runs until the queue's senders are gone.
 pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut queue: mpsc::Receiver<Proposal>) {
@@ -74,7 +115,7 @@ fn stamped(shared: &Shared, batch: &mut Vec<Proposal>) -> (Vec<EntryData>, Vec<R
     batch
         .drain(..)
         // A caller that has given up before its command was appended: it need not run.
-        .filter(|proposal| !proposal.reply.is_closed())
+        .filter(|proposal| !proposal.reply.caller.is_closed())
         .map(|mut proposal| {
             command::stamp(&mut proposal.command, now);
             (EntryData(proposal.command.freeze()), proposal.reply)
@@ -92,13 +133,12 @@ async fn deliver(
             Some(Ok(Ok(written))) => outcome_of(written.response),
             Some(Ok(Err(error))) => Err(refused(error)),
             Some(Err(fatal)) => {
-                let _ = reply.send(Err(interrupted(&fatal)));
+                reply.send(Err(interrupted(&fatal)));
                 return stopped(&fatal, replies.collect());
             }
             None => Err(unknown(UnknownOutcome::Interrupted("the replica stopped".into()))),
         };
-        // The caller may have given up.
-        let _ = reply.send(outcome);
+        reply.send(outcome);
     }
 }
 
@@ -131,6 +171,6 @@ fn interrupted(fatal: &Fatal<Types>) -> ProposeError {
 
 fn stopped(fatal: &Fatal<Types>, replies: Vec<Reply>) {
     for reply in replies {
-        let _ = reply.send(Err(interrupted(fatal)));
+        reply.send(Err(interrupted(fatal)));
     }
 }

@@ -12,13 +12,18 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use crate::rpc::{is_to_anyone, overloaded};
 use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
 
 /// The message number of requests; the mailbox is this crate's own.
 const REQUEST: u32 = 1;
-/// Requests that wait in the mailbox, and requests that are being answered; more are refused.
+/// Requests that wait in the mailbox; more are refused.
 const MAILBOX_CAPACITY: usize = 8_192;
-const MAX_IN_FLIGHT: usize = 16_384;
+/// Requests of replicas that are being answered; more wait in the mailbox.
+const MAX_REPLICAS_IN_FLIGHT: usize = 16_384;
+/// Requests of clients that are being answered; more are refused, so that one stuck group does not keep the votes and
+/// heartbeats of all others waiting.
+const MAX_CLIENTS_IN_FLIGHT: usize = 16_384;
 /// Snapshots that wait to be received, and those that are being received.
 const BULK_BACKLOG: usize = 4;
 
@@ -97,16 +102,22 @@ pub fn serve(
     let mut bodies = endpoint.bulk_listener(mailbox, BULK_BACKLOG)?;
     let for_bodies = handler.clone();
     tasks.spawn(async move {
-        let mut answering = JoinSet::new();
+        let (mut replicas, mut clients) = (JoinSet::new(), JoinSet::new());
         loop {
             tokio::select! {
-                request = requests.recv(), if answering.len() < MAX_IN_FLIGHT => match request {
-                    Some(request) => {
-                        answering.spawn(answer(handler.clone(), request));
+                request = requests.recv(), if replicas.len() < MAX_REPLICAS_IN_FLIGHT => match request {
+                    Some(request) if !is_to_anyone(request.body()) => {
+                        replicas.spawn(answer(handler.clone(), request));
                     }
+                    Some(request) if clients.len() < MAX_CLIENTS_IN_FLIGHT => {
+                        clients.spawn(answer(handler.clone(), request));
+                    }
+                    // Its sender sees a lost connection where even this does not leave.
+                    Some(request) => drop(request.reply_bytes(&overloaded(MAX_CLIENTS_IN_FLIGHT))),
                     None => return,
                 },
-                Some(_) = answering.join_next(), if !answering.is_empty() => {}
+                Some(_) = replicas.join_next(), if !replicas.is_empty() => {}
+                Some(_) = clients.join_next(), if !clients.is_empty() => {}
             }
         }
     });

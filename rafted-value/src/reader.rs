@@ -2,18 +2,23 @@
 //! whose heartbeats are sent after it arrived. One round is in flight, one gathers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::error::{NotHappened, QueryError};
 use crate::machine::{Raft, Shared};
+use crate::openraft_types::Types;
 use crate::status::{Member, ReplicaId};
 
 /// Queries that share one round.
 const MAX_ROUND: usize = 4_096;
+/// How often a round that waits for the value looks whether this still leads.
+const LEADERSHIP_CHECK: Duration = Duration::from_millis(100);
 
 /// Why a query has no answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,11 +47,13 @@ pub(crate) struct Read {
 pub(crate) async fn run(
     raft: Raft,
     shared: Arc<Shared>,
-    apply_threads: tokio::runtime::Handle,
+    threads: tokio::runtime::Handle,
     mut queue: mpsc::Receiver<Read>,
 ) {
-    let mut applied = shared.applied_count();
     let mut round = Vec::new();
+    // The queries of the round before run while this one's heartbeats are under way; no more than one round's do, so
+    // that a value that is held by a long command does not gather threads.
+    let mut answering: Option<JoinHandle<()>> = None;
     while queue.recv_many(&mut round, MAX_ROUND).await > 0 {
         round.retain(|read: &Read| !read.answer.is_closed());
         if round.is_empty() {
@@ -56,31 +63,46 @@ pub(crate) async fn run(
         let index = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => linearizer.read_log_id().index(),
             Err(error) => {
-                refuse(round.drain(..), &error);
+                refuse(round.drain(..), refusal_of(&error));
                 continue;
             }
         };
-        // The value is read once applied has reached the round's index.
-        if applied.wait_for(|&count| count > index).await.is_err() {
-            return;
+        if !applied_beyond(&raft, &shared, index, &round).await {
+            refuse(round.drain(..), ReadError::NotLeader { leader: None });
+            continue;
         }
-        let reads = std::mem::take(&mut round);
-        let shared = shared.clone();
-        // Not awaited: the next round need not wait for the user's code. The task ends by itself.
-        apply_threads.spawn(async move {
+        if let Some(before) = answering.take() {
+            // It ends by itself; that it was cancelled can only mean that the runtime shuts down.
+            let _ = before.await;
+        }
+        let (reads, shared) = (std::mem::take(&mut round), shared.clone());
+        answering = Some(threads.spawn_blocking(move || {
             for read in reads {
                 let answer = shared.query(&read.query).map_err(|message| QueryError::Failed(message).into());
                 let _ = read.answer.send(answer);
             }
-        });
+        }));
     }
 }
 
-fn refuse(
-    reads: impl Iterator<Item = Read>,
-    error: &RaftError<crate::openraft_types::Types, LinearizableReadError<crate::openraft_types::Types>>,
-) {
-    let refusal = match error {
+/// Waits until the value has what was committed when the round began. The index may be that of an entry which this
+/// leader never gets committed: the wait ends when it leads no more, or nobody waits for the answers.
+async fn applied_beyond(raft: &Raft, shared: &Shared, index: u64, round: &[Read]) -> bool {
+    let mut applied = shared.applied_count();
+    loop {
+        tokio::select! {
+            reached = applied.wait_for(|&count| count > index) => return reached.is_ok(),
+            () = tokio::time::sleep(LEADERSHIP_CHECK) => {
+                if !raft.is_leader() || round.iter().all(|read| read.answer.is_closed()) {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+fn refusal_of(error: &RaftError<Types, LinearizableReadError<Types>>) -> ReadError {
+    match error {
         RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
             ReadError::NotLeader { leader: to.leader_id.and_then(ReplicaId::new).zip(to.leader_node.clone()) }
         }
@@ -89,7 +111,10 @@ fn refuse(
             let reason = NotHappened::Stopped { group: String::new(), reason: fatal.to_string() };
             QueryError::NotHappened(reason).into()
         }
-    };
+    }
+}
+
+fn refuse(reads: impl Iterator<Item = Read>, refusal: ReadError) {
     for read in reads {
         let _ = read.answer.send(Err(refusal.clone()));
     }

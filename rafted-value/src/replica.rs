@@ -25,7 +25,7 @@ use crate::session::ClientSession;
 use crate::status::{Member, Status};
 use crate::store::Store;
 use crate::transport::Transport;
-use crate::value::{Context, Value};
+use crate::value::Value;
 
 /// How long a command or query may take unless it says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,9 +82,11 @@ impl<V: Value> Replica<V> {
     }
 
     /// Reads what this member has applied: it may be old, and it answers without a majority.
-    pub fn query_any_member(&self, query: V::Query) -> Result<V::Answer, QueryError> {
-        let read = |value: &V, context: &Context<'_>| value.query_in(context, query);
-        self.inner.replica.read_local(read).ok_or_else(|| QueryError::Failed("the replica holds another type".into()))
+    pub async fn query_any_member(&self, query: V::Query) -> Result<V::Answer, QueryError> {
+        let malformed = |error: crate::wire::WireError| QueryError::from(NotHappened::Malformed(error.to_string()));
+        let query = encode_query::<V>(&query).map_err(malformed)?;
+        let answer = self.inner.replica.read_any(query).await?;
+        decode_answer::<V>(&answer).map_err(malformed)
     }
 
     /// How this member sees the group.
@@ -197,6 +199,7 @@ impl<V: Value> ReplicaBuilder<V> {
             replica,
             cluster: ClusterTag::default(),
             config: self.config.clone(),
+            is_alone: true,
         };
         let mailbox = QuicTransport::mailbox_of(&self.group);
         let transport = Arc::new(QuicTransport::new(endpoint.clone(), &mailbox));

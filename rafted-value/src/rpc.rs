@@ -79,8 +79,10 @@ pub(crate) enum RequestBody {
     Query(Bytes),
     /// An encoded query of the value, for whoever gets it.
     QueryAny(Bytes),
-    /// Who are you, and do you know members?
-    Hello,
+    /// Who are you, and do you know members? From the founder, it also asks for the promise that nobody else founds.
+    Hello {
+        founder: bool,
+    },
     /// For the leader: let this replica in, in place of others on a node of that name.
     Join {
         replica: u64,
@@ -141,6 +143,20 @@ pub(crate) enum Answer {
 pub fn peek(request: &Bytes) -> Result<Envelope, Malformed> {
     let mut reader = Reader::new(request.clone(), "request");
     read_envelope(&mut reader)
+}
+
+/// Where `to` stands in a request: behind format, cluster, generation, incarnation and `from`.
+const TO_AT: std::ops::Range<usize> = 41..49;
+
+/// Whether a request comes from a client, or from whoever asks any replica of a group, and not from a replica to
+/// exactly one other: what keeps a group alive must never wait behind these.
+pub(crate) fn is_to_anyone(request: &[u8]) -> bool {
+    request.get(TO_AT).is_none_or(|to| to.iter().all(|&byte| byte == 0))
+}
+
+/// The answer to a client's request that a node has no room for.
+pub(crate) fn overloaded(requests: usize) -> Bytes {
+    Answer::NotHappened(NotHappened::Overloaded { group: "of this node".into(), queued: requests }).encode()
 }
 
 impl Request {
@@ -214,7 +230,10 @@ impl RequestBody {
             Self::Command(bytes) => write_raw(writer, 6, bytes),
             Self::Query(bytes) => write_raw(writer, 7, bytes),
             Self::QueryAny(bytes) => write_raw(writer, 8, bytes),
-            Self::Hello => writer.u8(9),
+            Self::Hello { founder } => {
+                writer.u8(9);
+                writer.u8(u8::from(*founder));
+            }
             Self::Join { replica, member } => {
                 writer.u8(10);
                 writer.u64(*replica);
@@ -253,7 +272,7 @@ impl RequestBody {
             6 => return Ok(Self::Command(reader.rest())),
             7 => return Ok(Self::Query(reader.rest())),
             8 => return Ok(Self::QueryAny(reader.rest())),
-            9 => Self::Hello,
+            9 => Self::Hello { founder: read_bool(&mut reader)? },
             10 => Self::Join { replica: reader.u64()?, member: Member::read(&mut reader)? },
             _ => return Err(reader.malformed()),
         };

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::codec::{Malformed, Reader, Writer};
 use crate::command::{CommandId, SessionId};
@@ -21,6 +21,9 @@ use crate::value::LogTime;
 
 /// Commands of one client process that may be open at once; one more waits.
 pub const MAX_OPEN_SERIALS: usize = 4_096;
+
+/// How far the newest serial may be ahead of the oldest open one.
+pub const MAX_SERIAL_WINDOW: u64 = 65_536;
 
 /// How long past a command's deadline the state remembers that it ran. It covers the difference between the
 /// client's clock and log time.
@@ -188,6 +191,8 @@ struct Inner {
     id: SessionId,
     open: Mutex<Open>,
     slots: Arc<Semaphore>,
+    /// A serial was closed.
+    closed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -213,28 +218,42 @@ impl ClientSession {
     /// A session with a given id, which no other process may ever use.
     pub fn with_id(id: SessionId) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_OPEN_SERIALS));
-        Self { inner: Arc::new(Inner { id, open: Mutex::default(), slots }) }
+        Self { inner: Arc::new(Inner { id, open: Mutex::default(), slots, closed: Notify::new() }) }
     }
 
-    /// Opens a serial for a command that its caller gives up `timeout` after `now`; waits while
-    /// [`MAX_OPEN_SERIALS`] are open.
+    /// Opens a serial for a command that its caller gives up `timeout` after `now`. Waits while
+    /// [`MAX_OPEN_SERIALS`] are open, or the oldest open one lies [`MAX_SERIAL_WINDOW`] behind: the groups remember
+    /// every serial above it.
     pub async fn open(&self, now: LogTime, timeout: Duration) -> OpenCommand {
+        let started = tokio::time::Instant::now();
         let slot = loop {
             // The semaphore is never closed, so that this loop ends at its first turn.
             if let Ok(slot) = self.inner.slots.clone().acquire_owned().await {
                 break slot;
             }
         };
-        let (serial, low_water) = {
-            let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
-            open.last += 1;
-            let serial = open.last;
-            open.serials.insert(serial);
-            (serial, open.serials.first().map_or(serial, |&first| first) - 1)
+        let (serial, low_water) = loop {
+            let closed = self.inner.closed.notified();
+            if let Some(opened) = self.try_open() {
+                break opened;
+            }
+            closed.await;
         };
-        let not_after = now.saturating_add(timeout).saturating_add(RECORD_MARGIN);
+        // The time that passed here is the caller's, not the command's.
+        let not_after = now.saturating_add(started.elapsed()).saturating_add(timeout).saturating_add(RECORD_MARGIN);
         let id = CommandId { session: self.inner.id, serial, low_water, not_after };
         OpenCommand { id, session: self.inner.clone(), _slot: slot }
+    }
+
+    fn try_open(&self) -> Option<(u64, u64)> {
+        let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let serial = open.last + 1;
+        let oldest = open.serials.first().map_or(serial, |&first| first);
+        (serial - oldest < MAX_SERIAL_WINDOW).then(|| {
+            open.last = serial;
+            open.serials.insert(serial);
+            (serial, oldest - 1)
+        })
     }
 }
 
@@ -248,6 +267,7 @@ impl OpenCommand {
 impl Drop for OpenCommand {
     fn drop(&mut self) {
         self.session.open.lock().unwrap_or_else(PoisonError::into_inner).serials.remove(&self.id.serial);
+        self.session.closed.notify_waiters();
     }
 }
 
@@ -323,6 +343,20 @@ mod tests {
         sessions.write(&mut writer);
         let mut reader = Reader::new(writer.into_bytes(), "sessions");
         assert_eq!(Sessions::read(&mut reader).unwrap(), sessions);
+    }
+
+    #[tokio::test]
+    async fn a_serial_far_ahead_of_the_oldest_open_one_waits() {
+        let session = ClientSession::random();
+        let oldest = session.open(at(0), Duration::ZERO).await;
+        for _ in 1..MAX_SERIAL_WINDOW {
+            session.open(at(0), Duration::ZERO).await;
+        }
+        let next = session.open(at(0), Duration::ZERO);
+        tokio::pin!(next);
+        assert!(futures_util::poll!(&mut next).is_pending(), "the groups would remember too much");
+        drop(oldest);
+        assert_eq!(next.await.id().serial, MAX_SERIAL_WINDOW + 1);
     }
 
     #[tokio::test]

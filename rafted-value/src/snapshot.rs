@@ -13,9 +13,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::any_value::{AnyValue, ValueFactory};
 use crate::codec::{Reader, Writer};
 use crate::disk::{Disk, DiskFile};
 use crate::openraft_types::SnapshotMeta;
@@ -33,6 +36,8 @@ const MAX_INLINE_BYTES: usize = 64 << 10;
 const CHUNK_BYTES: usize = 256 << 10;
 /// What a sender may make this node write before the checksum is judged.
 const MAX_SNAPSHOT_BYTES: u64 = 64 << 30;
+/// How often a full disk is asked again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 /// The ending of files that are not yet snapshots.
 const UNFINISHED: &str = ".tmp";
 
@@ -89,57 +94,99 @@ impl SnapshotContent {
 
 /// A snapshot's bytes, wherever they are.
 #[derive(Clone)]
-pub(crate) enum SnapshotBody {
+enum Source {
     Inline(Bytes),
-    File { file: Arc<dyn DiskFile>, path: PathBuf, length: u64 },
+    File(Arc<SnapshotFile>),
 }
 
-impl SnapshotBody {
+/// A snapshot that openraft hands on: to be sent, or to be installed.
+pub(crate) struct SnapshotBody {
+    source: Source,
+    /// What a received one says, once it was judged.
+    prepared: Option<Prepared>,
+}
+
+/// A received snapshot that this program can read, before openraft has accepted it.
+pub(crate) struct Prepared {
+    pub(crate) content: SnapshotContent,
+    pub(crate) value: Box<dyn AnyValue>,
+}
+
+/// A file that goes with its last handle, unless the log points to it.
+struct SnapshotFile {
+    disk: Arc<dyn Disk>,
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    length: u64,
+    kept: AtomicBool,
+}
+
+impl Drop for SnapshotFile {
+    fn drop(&mut self) {
+        if !self.kept.load(Ordering::Acquire)
+            && let Err(error) = self.disk.remove(&self.path)
+        {
+            // The next start sweeps it.
+            tracing::debug!(file = %self.path.display(), %error, "an unused snapshot file was not removed");
+        }
+    }
+}
+
+impl Source {
+    fn length(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::File(file) => file.length,
+        }
+    }
+
     fn read(&self) -> io::Result<Bytes> {
         match self {
             Self::Inline(bytes) => Ok(bytes.clone()),
-            Self::File { file, length, .. } => {
-                let length = usize::try_from(*length).map_err(io::Error::other)?;
+            Self::File(file) => {
+                let length = usize::try_from(file.length).map_err(io::Error::other)?;
                 let mut bytes = vec![0; length];
-                file.read_at(&mut bytes, 0)?;
+                file.file.read_at(&mut bytes, 0)?;
                 Ok(bytes.into())
             }
         }
     }
+}
+
+impl SnapshotBody {
+    fn new(source: Source) -> Self {
+        Self { source, prepared: None }
+    }
 
     /// Its bytes in chunks, to be sent.
     pub(crate) fn into_chunks(self) -> Box<dyn Body> {
-        Box::new(Chunks { body: self, offset: 0 })
+        Box::new(Chunks { source: self.source, offset: 0 })
     }
 }
 
 struct Chunks {
-    body: SnapshotBody,
+    source: Source,
     offset: u64,
 }
 
 impl Body for Chunks {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
         let offset = self.offset;
-        let total = match &self.body {
-            SnapshotBody::Inline(bytes) => bytes.len() as u64,
-            SnapshotBody::File { length, .. } => *length,
-        };
-        let size = (total - offset).min(CHUNK_BYTES as u64);
+        let size = (self.source.length() - offset).min(CHUNK_BYTES as u64);
         self.offset += size;
-        let body = self.body.clone();
+        let source = self.source.clone();
         Box::pin(async move {
             // At most CHUNK_BYTES, so that the casts below lose nothing.
-            match body {
+            match source {
                 _ if size == 0 => Ok(None),
-                SnapshotBody::Inline(bytes) => Ok(Some(bytes.slice(offset as usize..(offset + size) as usize))),
-                SnapshotBody::File { file, .. } => {
-                    let read = move || {
+                Source::Inline(bytes) => Ok(Some(bytes.slice(offset as usize..(offset + size) as usize))),
+                Source::File(file) => {
+                    blocking(move || {
                         let mut chunk = vec![0; size as usize];
-                        file.read_at(&mut chunk, offset)?;
+                        file.file.read_at(&mut chunk, offset)?;
                         Ok(Some(Bytes::from(chunk)))
-                    };
-                    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+                    })
+                    .await
                 }
             }
         })
@@ -160,32 +207,44 @@ impl SnapshotStore {
         Self { replica, wal, files }
     }
 
+    /// Whether the disk has no room for another snapshot.
+    pub(crate) fn is_full(&self) -> bool {
+        self.wal.is_full()
+    }
+
     fn pointer(&self) -> Option<SnapshotPointer> {
         self.wal.state(self.replica).and_then(|state| state.snapshot)
     }
 
-    /// The newest snapshot's content, checked.
+    /// The newest snapshot's content, checked. Reads and decodes all of it: not on a thread of the network.
     pub(crate) fn load(&self) -> io::Result<Option<SnapshotContent>> {
-        let Some((_, body)) = self.current()? else {
-            return Ok(None);
+        let Some((_, body)) = self.current()? else { return Ok(None) };
+        let name = match &body.source {
+            Source::Inline(_) => "the snapshot in the log".to_owned(),
+            Source::File(file) => file.path.display().to_string(),
         };
-        let name = match &body {
-            SnapshotBody::Inline(_) => "the snapshot in the log".to_owned(),
-            SnapshotBody::File { path, .. } => path.display().to_string(),
-        };
-        let content = SnapshotContent::decode(&body.read()?).map_err(|reason| damaged(&format!("{name}: {reason}")))?;
+        let bytes = body.source.read()?;
+        let content = SnapshotContent::decode(&bytes).map_err(|reason| damaged(&format!("{name}: {reason}")))?;
         Ok(Some(content))
     }
 
     /// The newest snapshot, to be sent.
     pub(crate) fn current(&self) -> io::Result<Option<(SnapshotMeta, SnapshotBody)>> {
-        let Some(pointer) = self.pointer() else {
-            return Ok(None);
-        };
-        let mut reader = Reader::new(pointer.meta, "snapshot pointer");
+        loop {
+            let Some(pointer) = self.pointer() else { return Ok(None) };
+            match self.open(&pointer) {
+                // A newer one took its place, and its file, after the pointer was read.
+                Err(_) if self.pointer().is_some_and(|now| now.file != pointer.file) => {}
+                opened => return opened.map(Some),
+            }
+        }
+    }
+
+    fn open(&self, pointer: &SnapshotPointer) -> io::Result<(SnapshotMeta, SnapshotBody)> {
+        let mut reader = Reader::new(pointer.meta.clone(), "snapshot pointer");
         let meta = read_snapshot_meta(&mut reader).map_err(io::Error::other)?;
         if pointer.file.is_empty() {
-            return Ok(Some((meta, SnapshotBody::Inline(pointer.inline))));
+            return Ok((meta, SnapshotBody::new(Source::Inline(pointer.inline.clone()))));
         }
         let Some((disk, dir)) = &self.files else {
             return Err(damaged("a log in memory points to a snapshot file"));
@@ -193,35 +252,48 @@ impl SnapshotStore {
         let path = dir.join(&pointer.file);
         let file = disk.open(&path).map_err(|error| damaged(&format!("{}: {error}", path.display())))?;
         let length = file.len()?;
-        Ok(Some((meta, SnapshotBody::File { file, path, length })))
+        let kept = AtomicBool::new(true);
+        let file = SnapshotFile { disk: disk.clone(), file, path, length, kept };
+        Ok((meta, SnapshotBody::new(Source::File(Arc::new(file)))))
     }
 
-    /// Makes encoded content this replica's snapshot; durable on return.
+    /// Makes encoded content this replica's snapshot; durable on return. Waits while the disk is full: openraft
+    /// takes no error for an answer, and starts no second build meanwhile.
     pub(crate) async fn save(&self, meta: &SnapshotMeta, encoded: Bytes) -> io::Result<SnapshotBody> {
-        let body = match &self.files {
-            Some((disk, dir)) if encoded.len() > MAX_INLINE_BYTES => {
-                let (disk, dir, name) = (disk.clone(), dir.clone(), self.new_name());
-                let write = move || write_file(&*disk, &dir, &name, &encoded);
-                tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??
-            }
-            _ => SnapshotBody::Inline(encoded),
+        let source = match &self.files {
+            Some((disk, dir)) if encoded.len() > MAX_INLINE_BYTES => loop {
+                let (disk, dir, name, encoded) = (disk.clone(), dir.clone(), self.new_name(), encoded.clone());
+                match blocking(move || write_file(disk, &dir, &name, &encoded)).await {
+                    Ok(file) => break Source::File(Arc::new(file)),
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        tracing::error!(%error, "a snapshot waits for room on the disk");
+                        tokio::time::sleep(FULL_RETRY).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            },
+            _ => Source::Inline(encoded),
         };
-        self.point_to(meta, body).await
+        self.point_to(meta, &source).await?;
+        Ok(SnapshotBody::new(source))
     }
 
-    /// Takes a received body in: judges it, and makes it this replica's snapshot.
-    pub(crate) async fn install(&self, body: SnapshotBody) -> io::Result<SnapshotContent> {
-        let to_read = body.clone();
-        let bytes = tokio::task::spawn_blocking(move || to_read.read()).await.map_err(io::Error::other)??;
-        let content = SnapshotContent::decode(&bytes).map_err(|reason| damaged(&format!("received: {reason}")))?;
-        self.point_to(&content.meta, body).await?;
-        Ok(content)
+    /// Stores a body that is being received, and judges it: whole, what its sender says it is, and readable by
+    /// this program. What is given up leaves no file behind.
+    pub(crate) async fn receive(
+        &self,
+        chunks: Box<dyn Body>,
+        announced: &SnapshotMeta,
+        factory: &ValueFactory,
+    ) -> io::Result<SnapshotBody> {
+        let source = self.store(chunks).await?;
+        let prepared = judge(source.clone(), Some(announced.clone()), factory.clone()).await?;
+        Ok(SnapshotBody { prepared: Some(prepared), source })
     }
 
-    /// Stores a body that is being received. It becomes a snapshot only by [`SnapshotStore::install`].
-    pub(crate) async fn receive(&self, mut chunks: Box<dyn Body>) -> io::Result<SnapshotBody> {
+    async fn store(&self, mut chunks: Box<dyn Body>) -> io::Result<Source> {
         let mut received = BytesMut::new();
-        let mut file: Option<(Arc<dyn DiskFile>, PathBuf)> = None;
+        let mut file: Option<SnapshotFile> = None;
         let mut length = 0_u64;
         while let Some(chunk) = chunks.next().await? {
             let offset = length;
@@ -229,57 +301,67 @@ impl SnapshotStore {
             if length > MAX_SNAPSHOT_BYTES {
                 return Err(io::Error::other(format!("a snapshot is over {MAX_SNAPSHOT_BYTES} bytes")));
             }
-            let Some((disk, dir)) = &self.files else {
-                received.extend_from_slice(&chunk);
-                continue;
-            };
-            if file.is_none() && length <= MAX_INLINE_BYTES as u64 {
+            if self.files.is_none() || (file.is_none() && length <= MAX_INLINE_BYTES as u64) {
                 received.extend_from_slice(&chunk);
                 continue;
             }
-            let (handle, _) = match &file {
+            let open = match file.take() {
                 Some(open) => open,
-                None => {
-                    let path = dir.join(format!("{}{UNFINISHED}", self.new_name()));
-                    let handle = disk.create(&path)?;
-                    handle.write_at(&received, 0)?;
-                    received.clear();
-                    file.insert((handle, path))
-                }
+                None => self.unfinished(received.split().freeze()).await?,
             };
-            let handle = handle.clone();
-            let write = move || handle.write_at(&chunk, offset);
-            tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+            file = Some(
+                blocking(move || {
+                    open.file.write_at(&chunk, offset)?;
+                    Ok(open)
+                })
+                .await?,
+            );
         }
-        Ok(match file {
-            None => SnapshotBody::Inline(received.freeze()),
-            Some((file, path)) => SnapshotBody::File { file, path, length },
-        })
+        match file {
+            None => Ok(Source::Inline(received.freeze())),
+            Some(unfinished) => blocking(move || finish_file(unfinished, length)).await.map(Arc::new).map(Source::File),
+        }
     }
 
-    /// Judges a received body: whole, and what its sender says it is.
-    pub(crate) async fn check(&self, body: SnapshotBody, meta: &SnapshotMeta) -> io::Result<SnapshotBody> {
-        let to_read = body.clone();
-        let bytes = tokio::task::spawn_blocking(move || to_read.read()).await.map_err(io::Error::other)??;
-        match SnapshotContent::decode(&bytes) {
-            Ok(content) if content.meta == *meta => Ok(body),
-            Ok(_) => Err(damaged("received: it is another snapshot than announced")),
-            Err(reason) => Err(damaged(&format!("received: {reason}"))),
-        }
+    /// A file for a body of which the beginning is here.
+    async fn unfinished(&self, beginning: Bytes) -> io::Result<SnapshotFile> {
+        let Some((disk, dir)) = self.files.clone() else { return Err(io::Error::other("no files in memory")) };
+        let path = dir.join(format!("{}{UNFINISHED}", self.new_name()));
+        blocking(move || {
+            let file = disk.create(&path)?;
+            let open = SnapshotFile { disk, file, path, length: 0, kept: AtomicBool::new(false) };
+            open.file.write_at(&beginning, 0)?;
+            Ok(open)
+        })
+        .await
+    }
+
+    /// Makes an accepted body this replica's snapshot, and gives out what it says.
+    pub(crate) async fn install(&self, body: SnapshotBody, factory: &ValueFactory) -> io::Result<Prepared> {
+        let prepared = match body.prepared {
+            Some(prepared) => prepared,
+            None => judge(body.source.clone(), None, factory.clone()).await?,
+        };
+        self.point_to(&prepared.content.meta, &body.source).await?;
+        Ok(prepared)
     }
 
     fn new_name(&self) -> String {
         format!("{:016x}-{:016x}.snap", self.replica, rand::random::<u64>())
     }
 
-    async fn point_to(&self, meta: &SnapshotMeta, body: SnapshotBody) -> io::Result<SnapshotBody> {
-        let body = self.finish_file(body).await?;
+    /// Points the log to it, unless the log points to a newer one already.
+    async fn point_to(&self, meta: &SnapshotMeta, source: &Source) -> io::Result<()> {
         let old = self.pointer().map(|pointer| pointer.file).filter(|name| !name.is_empty());
         let mut writer = Writer::default();
         write_snapshot_meta(&mut writer, meta);
-        let (file, inline) = match &body {
-            SnapshotBody::Inline(bytes) => (String::new(), bytes.clone()),
-            SnapshotBody::File { path, .. } => (file_name(path), Bytes::new()),
+        let (file, inline) = match source {
+            Source::Inline(bytes) => (String::new(), bytes.clone()),
+            Source::File(file) => {
+                // From here on the log may point to it, also when this future is dropped.
+                file.kept.store(true, Ordering::Release);
+                (file_name(&file.path), Bytes::new())
+            }
         };
         let pointer = SnapshotPointer {
             position: meta.last_log_id.map(|id| Position { term: **id.committed_leader_id(), index: id.index }),
@@ -290,35 +372,44 @@ impl SnapshotStore {
         let (done, synced) = tokio::sync::oneshot::channel();
         let told = Box::new(move |result| drop(done.send(result)));
         self.wal.save_snapshot(self.replica, pointer, told);
-        synced.await.map_err(|_| io::Error::other("the log has stopped"))??;
+        let saved = synced.await.map_err(|_| io::Error::other("the log has stopped"))?;
+        if let (Err(_), Source::File(file)) = (&saved, source) {
+            file.kept.store(false, Ordering::Release);
+        }
+        match saved {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            saved => saved?,
+        }
         if let (Some((disk, dir)), Some(old)) = (&self.files, old)
             && old != file
         {
+            let (disk, path) = (disk.clone(), dir.join(&old));
             // What stays behind after a failure here is swept at the next start.
-            if let Err(error) = disk.remove(&dir.join(&old)) {
+            if let Err(error) = blocking(move || disk.remove(&path)).await {
                 tracing::warn!(file = old, %error, "an old snapshot was not removed");
             }
         }
-        Ok(body)
+        Ok(())
     }
+}
 
-    /// Gives a received file its name.
-    async fn finish_file(&self, body: SnapshotBody) -> io::Result<SnapshotBody> {
-        match (body, &self.files) {
-            (SnapshotBody::File { file, path, length }, Some((disk, dir))) if is_unfinished(&path) => {
-                let (disk, dir) = (disk.clone(), dir.clone());
-                let finish = move || {
-                    file.sync()?;
-                    let finished = path.with_extension("");
-                    disk.rename(&path, &finished)?;
-                    disk.sync_dir(&dir)?;
-                    Ok(SnapshotBody::File { file, path: finished, length })
-                };
-                tokio::task::spawn_blocking(finish).await.map_err(io::Error::other)?
-            }
-            (body, _) => Ok(body),
+/// Reads a snapshot: whole, the announced one, and readable by this program.
+async fn judge(source: Source, announced: Option<SnapshotMeta>, factory: ValueFactory) -> io::Result<Prepared> {
+    blocking(move || {
+        let received = |reason: String| damaged(&format!("received: {reason}"));
+        let content = SnapshotContent::decode(&source.read()?).map_err(received)?;
+        if announced.is_some_and(|announced| announced != content.meta) {
+            return Err(received("it is another snapshot than announced".into()));
         }
-    }
+        let value = factory.restore(content.version, &content.value).map_err(|error| received(error.to_string()))?;
+        Ok(Prepared { content: SnapshotContent { value: Bytes::new(), ..content }, value })
+    })
+    .await
+}
+
+/// Work with files or large values: not on a thread of the network.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Removes files to which no replica's log points: what crashes left behind.
@@ -331,19 +422,27 @@ pub(crate) fn sweep(disk: &dyn Disk, dir: &Path, in_use: impl Fn(&str) -> bool) 
     Ok(())
 }
 
-fn write_file(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<SnapshotBody> {
-    let unfinished = dir.join(format!("{name}{UNFINISHED}"));
-    let path = dir.join(name);
-    let file = disk.create(&unfinished)?;
-    file.write_at(bytes, 0)?;
-    file.sync()?;
-    disk.rename(&unfinished, &path)?;
-    disk.sync_dir(dir)?;
-    Ok(SnapshotBody::File { file, path, length: bytes.len() as u64 })
+fn write_file(disk: Arc<dyn Disk>, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<SnapshotFile> {
+    let path = dir.join(format!("{name}{UNFINISHED}"));
+    let file = disk.create(&path)?;
+    let unfinished = SnapshotFile { disk, file, path, length: 0, kept: AtomicBool::new(false) };
+    unfinished.file.write_at(bytes, 0)?;
+    finish_file(unfinished, bytes.len() as u64)
 }
 
-fn is_unfinished(path: &Path) -> bool {
-    file_name(path).ends_with(UNFINISHED)
+/// Syncs a file and gives it its name.
+fn finish_file(unfinished: SnapshotFile, length: u64) -> io::Result<SnapshotFile> {
+    unfinished.file.sync()?;
+    let path = unfinished.path.with_extension("");
+    unfinished.disk.rename(&unfinished.path, &path)?;
+    // Renamed: there is nothing left to remove under the old name.
+    unfinished.kept.store(true, Ordering::Release);
+    let (disk, file) = (unfinished.disk.clone(), unfinished.file.clone());
+    let finished = SnapshotFile { disk, file, path, length, kept: AtomicBool::new(false) };
+    if let Some(dir) = finished.path.parent() {
+        finished.disk.sync_dir(dir)?;
+    }
+    Ok(finished)
 }
 
 fn file_name(path: &Path) -> String {

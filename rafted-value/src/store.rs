@@ -6,6 +6,7 @@
 //! DIR/lock       held while a process uses DIR            DIR/snapshots/  one file per large snapshot
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,20 @@ struct Inner {
     files: Option<Files>,
     clock: Arc<dyn Clock>,
     apply_threads: ApplyThreads,
+    /// Replicas that run: a second core over one replica's log could vote twice in a term.
+    running: Mutex<BTreeSet<ReplicaId>>,
+}
+
+/// A replica that runs; it may run again once this is dropped.
+pub(crate) struct Running {
+    store: Store,
+    replica: ReplicaId,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.store.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.replica);
+    }
 }
 
 struct Files {
@@ -119,7 +134,8 @@ impl Store {
     fn assemble(name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let apply_threads = ApplyThreads::start();
-        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, clock, apply_threads }) }
+        let running = Mutex::default();
+        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, clock, apply_threads, running }) }
     }
 
     /// Who this node is.
@@ -203,6 +219,29 @@ impl Store {
         let _ = tokio::task::spawn_blocking(move || wal.close()).await;
     }
 
+    /// Claims a replica for one core; `None` while another has it.
+    pub(crate) fn claim(&self, replica: ReplicaId) -> Option<Running> {
+        let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(replica).then(|| Running { store: self.clone(), replica })
+    }
+
+    /// Promises that the lone group is founded by this replica and no other; durable on return. `false` if it was
+    /// promised to another one before.
+    pub(crate) async fn promise_founder(&self, group: &str, founder: ReplicaId) -> Result<bool, StoreError> {
+        let (store, group) = (self.clone(), group.to_owned());
+        let promise = move || {
+            if let Some(promised) = store.lock_node().founders.get(&group) {
+                return Ok(*promised == founder.get());
+            }
+            store.update_node(|node| {
+                node.founders.insert(group, founder.get());
+            })?;
+            Ok(true)
+        };
+        let io = |error| StoreError::Io { path: self.wal_dir(), error: io::Error::other(error) };
+        tokio::task::spawn_blocking(promise).await.map_err(io)?
+    }
+
     pub(crate) fn wal(&self) -> &Wal {
         &self.inner.wal
     }
@@ -261,13 +300,14 @@ struct ApplyThreads {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-/// User code of this many groups runs at once.
-const APPLY_THREADS: usize = 2;
+/// User code of this many groups runs at once. Threads come when they are needed and go when they are idle, so that a
+/// slow command of one group holds up no other.
+const MAX_APPLY_THREADS: usize = 128;
 
 impl ApplyThreads {
     fn start() -> Self {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let built = builder.worker_threads(APPLY_THREADS).thread_name("apply").build();
+        let built = builder.worker_threads(1).max_blocking_threads(MAX_APPLY_THREADS).thread_name("apply").build();
         match built {
             Ok(runtime) => Self { handle: runtime.handle().clone(), runtime: Some(runtime) },
             // No thread can be had: the caller's runtime serves, which is slower under long commands but right.

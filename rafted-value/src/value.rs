@@ -45,6 +45,13 @@ pub trait Value: Wire + Clone + Default {
         self.query(query)
     }
 
+    /// Reads a command that was written by another [`Value::VERSION`] and may still stand in the log. The default
+    /// knows none: a replica that finds one stops, since going on without it would make it differ from others.
+    fn upgrade_command(version: u32, bytes: &[u8]) -> Result<Self::Command, UpgradeError> {
+        let _ = bytes;
+        Err(UpgradeError::UnknownVersion { found: version, known: Self::VERSION })
+    }
+
     /// Reads a snapshot that was written by another [`Value::VERSION`]. The default knows none.
     fn upgrade(version: u32, bytes: &[u8]) -> Result<Self, UpgradeError> {
         let _ = bytes;
@@ -116,20 +123,25 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// A snapshot of another version could not be read.
+/// A snapshot or command of another version could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpgradeError {
     /// No code for this version.
-    #[error("the snapshot has version {found} of the value, this program knows {known}; run a program that knows both")]
+    #[error("written by version {found} of the value, this program has version {known}; run a program that knows both")]
     UnknownVersion {
-        /// The snapshot's version.
+        /// The writer's version.
         found: u32,
         /// The program's version.
         known: u32,
     },
     /// The bytes are not of that version.
-    #[error("the snapshot's bytes are not of its version: {0}")]
+    #[error("the bytes are not of their version: {0}")]
     Malformed(#[from] WireError),
+}
+
+/// Reads a command of any version.
+pub(crate) fn read_command<V: Value>(version: u32, bytes: &[u8]) -> Result<V::Command, UpgradeError> {
+    if version == V::VERSION { Ok(decode(bytes)?) } else { V::upgrade_command(version, bytes) }
 }
 
 /// Reads a value of any version.

@@ -169,9 +169,16 @@ impl Wal {
         self.submit(Some(done), |state| push_known(state, replica, &Record::Vote(vote)));
     }
 
-    /// Saves where the replica's snapshot is, in place of the pointer before.
+    /// Saves where the replica's snapshot is, in place of the pointer before. One that is not newer is refused
+    /// with `AlreadyExists`: a slow build must not undo a snapshot that was installed meanwhile.
     pub(crate) fn save_snapshot(&self, replica: u64, pointer: SnapshotPointer, done: Done) {
-        self.submit(Some(done), |state| push_known(state, replica, &Record::Snapshot(pointer)));
+        self.submit(Some(done), |state| {
+            let current = state.index.state(replica).and_then(|state| state.snapshot);
+            if current.is_some_and(|current| pointer.position <= current.position) {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a snapshot at or above this one"));
+            }
+            push_known(state, replica, &Record::Snapshot(pointer))
+        });
     }
 
     /// Drops the entries above `index`; all of them without one. Seen by readers at once, and on disk before

@@ -45,7 +45,14 @@ async fn replica(dir: &std::path::Path) -> (Store, UntypedReplica) {
         None => store.create_replica("g", 3, Vec::new()).await.unwrap(),
     };
     let cluster = ClusterTag { id: 9, generation: 1 };
-    let spec = ReplicaSpec { group: "g".into(), incarnation: 3, replica, cluster, config: GroupConfig::default() };
+    let spec = ReplicaSpec {
+        group: "g".into(),
+        incarnation: 3,
+        replica,
+        cluster,
+        config: GroupConfig::default(),
+        is_alone: false,
+    };
     let factory = ValueFactory::of::<Nothing>(None);
     let replica = UntypedReplica::start(&store, spec, factory, Arc::new(NoNetwork)).await.unwrap();
     (store, replica)

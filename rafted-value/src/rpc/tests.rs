@@ -44,7 +44,7 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::Command(Bytes::from_static(b"command")),
         RequestBody::Query(Bytes::from_static(b"query")),
         RequestBody::QueryAny(Bytes::new()),
-        RequestBody::Hello,
+        RequestBody::Hello { founder: true },
         RequestBody::Join { replica: 5, member: member() },
     ]
 }
@@ -105,6 +105,9 @@ fn the_bytes_of_a_request_are_these() {
     golden.extend([2, 0, 0, 0, b'x', b'y']);
     assert_eq!(bytes, golden);
     assert_eq!(peek(&bytes).unwrap(), envelope());
+    assert!(is_to_anyone(&bytes));
+    let exact = Envelope { to: ReplicaId::new(1 << 63), ..envelope() };
+    assert!(!is_to_anyone(&Request { envelope: exact, body: RequestBody::Query(Bytes::new()) }.encode()));
 }
 
 #[test]
@@ -141,7 +144,7 @@ fn cut_and_changed_bytes_never_panic_and_cost_no_more_memory_than_they_are() {
 
 #[test]
 fn an_unknown_format_is_named() {
-    let mut bytes = Request { envelope: envelope(), body: RequestBody::Hello }.encode().to_vec();
+    let mut bytes = Request { envelope: envelope(), body: RequestBody::Hello { founder: false } }.encode().to_vec();
     bytes[0] = 2;
     assert!(Request::decode(bytes.into()).unwrap_err().to_string().contains("unknown format"));
 }

@@ -13,7 +13,7 @@ pub(crate) struct LogEntry {
 }
 
 /// An entry's term and index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) term: u64,
     pub(crate) index: u64,

@@ -119,6 +119,7 @@ impl Cluster {
             replica,
             cluster: ClusterTag::default(),
             config: self.config.clone(),
+            is_alone: false,
         };
         let factory = ValueFactory::of::<Journal>(None);
         let replica = UntypedReplica::start(&store, spec, factory, self.hub.transport(name)).await.unwrap();

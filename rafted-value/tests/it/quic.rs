@@ -89,7 +89,9 @@ async fn a_member_whose_disk_was_lost_joins_again_and_gets_everything() {
     }
     let replica = builder.start(&store, &endpoint).await.unwrap();
     let expected: Vec<i64> = (0..20).collect();
-    eventually("it has everything", || replica.query_any_member(Query::All).unwrap() == expected).await;
+    let local = || replica.untyped().read_local(|journal: &Journal, _| journal.added.clone()).unwrap();
+    eventually("it has everything", || local() == expected).await;
+    assert_eq!(replica.query_any_member(Query::All).await.unwrap(), expected);
     eventually("it votes", || {
         let status = replica.status();
         status.members.is_voter(status.replica) && status.members.replicas.len() == 3

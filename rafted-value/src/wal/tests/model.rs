@@ -86,7 +86,12 @@ impl Everything {
             }
             Call::Vote(_, vote) => state.vote = Some(*vote),
             Call::Committed(_, committed) => state.committed = Some(*committed),
-            Call::Snapshot(_, pointer) => state.snapshot = Some(pointer.clone()),
+            // One that is not newer is refused.
+            Call::Snapshot(_, pointer) => {
+                if state.snapshot.as_ref().is_none_or(|current| pointer.position > current.position) {
+                    state.snapshot = Some(pointer.clone());
+                }
+            }
             Call::Create(_) | Call::Remove(_) => {}
         }
         state.last = log.last().map(|entry| position(entry.term, entry.index)).or(state.last_purged);
