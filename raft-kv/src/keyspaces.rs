@@ -32,11 +32,11 @@ rafted_value::messages! {
         revision: u64,
         /// The highest id that was given to a keyspace.
         last_id: u64,
-        by_id: BTreeMap<u64, Keyspace>,
+        by_id: BTreeMap<u64, KeyspaceRecord>,
     }
 
     /// One keyspace.
-    pub struct Keyspace {
+    pub struct KeyspaceRecord {
         /// Its name, which no other keyspace has that is not being deleted.
         pub name: String,
         /// The type of its values.
@@ -137,6 +137,11 @@ rafted_value::messages! {
             /// The revision that the reader has; 0 for none.
             revision: u64,
         },
+        /// Whether the shards of a keyspace answer no more.
+        IsClosed {
+            /// The keyspace's id.
+            id: u64,
+        },
     }
 
     /// What the keyspaces answer to a query.
@@ -145,6 +150,8 @@ rafted_value::messages! {
         Unchanged,
         /// Everything that is not being deleted.
         Table(Table),
+        /// Whether it was deleted, and its shards answer no more.
+        Closed(bool),
     }
 
     /// The keyspaces that are not being deleted, as of a revision.
@@ -153,7 +160,7 @@ rafted_value::messages! {
         /// Of two tables, the one with the higher revision is newer.
         pub revision: u64,
         /// By id.
-        pub keyspaces: BTreeMap<u64, Keyspace>,
+        pub keyspaces: BTreeMap<u64, KeyspaceRecord>,
     }
 }
 
@@ -185,6 +192,7 @@ impl Value for Keyspaces {
                 let keyspaces = named.map(|(&id, keyspace)| (id, keyspace.clone())).collect();
                 KeyspacesAnswer::Table(Table { revision: self.revision, keyspaces })
             }
+            KeyspacesQuery::IsClosed { id } => KeyspacesAnswer::Closed(self.is_closed(id)),
         }
     }
 }
@@ -192,7 +200,7 @@ impl Value for Keyspaces {
 impl Keyspaces {
     /// What is to be done now, by the id of the keyspace; in any order.
     pub fn effects(&self) -> Vec<(u64, Effect)> {
-        let effects = |(&id, keyspace): (&u64, &Keyspace)| {
+        let effects = |(&id, keyspace): (&u64, &KeyspaceRecord)| {
             let effects: Vec<Effect> = match &keyspace.state {
                 KeyspaceState::Creating(workflow) => workflow.effects().collect(),
                 KeyspaceState::Serving => Vec::new(),
@@ -204,7 +212,7 @@ impl Keyspaces {
     }
 
     /// The keyspace of this id, also while it is being deleted.
-    pub fn get(&self, id: u64) -> Option<&Keyspace> {
+    pub fn get(&self, id: u64) -> Option<&KeyspaceRecord> {
         self.by_id.get(&id)
     }
 
@@ -212,6 +220,11 @@ impl Keyspaces {
     /// was late.
     pub fn is_forgotten(&self, shard: ShardId) -> bool {
         shard.keyspace <= self.last_id && !self.by_id.contains_key(&shard.keyspace)
+    }
+
+    fn is_closed(&self, id: u64) -> bool {
+        let Some(keyspace) = self.by_id.get(&id) else { return id <= self.last_id };
+        matches!(keyspace.state, KeyspaceState::Deleting(Deregistration::Groups { .. }))
     }
 
     fn create(&mut self, context: &Context<'_>, name: String, type_name: String, policy: Policy) -> KeyspacesReply {
@@ -226,7 +239,7 @@ impl Keyspaces {
         self.last_id = id;
         let shards: BTreeMap<u64, HashRange> = (0..).zip(HashRange::divide(*policy.shards().start())).collect();
         let state = Registration::first(shards.keys().copied()).map_or(KeyspaceState::Serving, KeyspaceState::Creating);
-        self.by_id.insert(id, Keyspace { name, type_name, policy, shards, state });
+        self.by_id.insert(id, KeyspaceRecord { name, type_name, policy, shards, state });
         self.revision += 1;
         KeyspacesReply::Accepted { id }
     }
@@ -279,15 +292,16 @@ impl Keyspaces {
         KeyspacesReply::Noted
     }
 
-    fn find(&self, name: &str) -> Option<(u64, &Keyspace)> {
+    fn find(&self, name: &str) -> Option<(u64, &KeyspaceRecord)> {
         let named = |(&id, keyspace)| {
-            Some((id, keyspace)).filter(|(_, keyspace): &(u64, &Keyspace)| keyspace.is_named() && keyspace.name == name)
+            Some((id, keyspace))
+                .filter(|(_, keyspace): &(u64, &KeyspaceRecord)| keyspace.is_named() && keyspace.name == name)
         };
         self.by_id.iter().find_map(named)
     }
 }
 
-impl Keyspace {
+impl KeyspaceRecord {
     /// Whether its name is taken: until it is deleted.
     fn is_named(&self) -> bool {
         !matches!(self.state, KeyspaceState::Deleting(_))
@@ -342,7 +356,7 @@ mod tests {
     fn table(keyspaces: &Keyspaces) -> Table {
         match keyspaces.query(KeyspacesQuery::Since { revision: 0 }) {
             KeyspacesAnswer::Table(table) => table,
-            KeyspacesAnswer::Unchanged => Table::default(),
+            _ => Table::default(),
         }
     }
 
@@ -429,6 +443,27 @@ mod tests {
             15: drive [(3, CloseShard(0)), (3, CloseShard(1)), (3, RemoveGroup(0)), (3, RemoveGroup(1)), (13, CloseShard(0)), (13, RemoveGroup(0))]
                 revision 8; 5 b Serving x1
         "#]].assert_eq(&story);
+    }
+
+    #[test]
+    fn a_deleted_keyspace_is_closed_when_its_last_shard_is() {
+        let mut keyspaces = Keyspaces::default();
+        at(&mut keyspaces, 3, create("a", 2));
+        let closed = |keyspaces: &Keyspaces, id| keyspaces.query(KeyspacesQuery::IsClosed { id });
+        let is = KeyspacesAnswer::Closed;
+        drive(&mut keyspaces);
+        assert_eq!(closed(&keyspaces, 3), is(false));
+        at(&mut keyspaces, 4, delete("a"));
+        for (effect, expected) in [
+            (Effect::CloseShard(0), false),
+            (Effect::CloseShard(1), true),
+            (Effect::RemoveGroup(0), true),
+            (Effect::RemoveGroup(1), true),
+        ] {
+            at(&mut keyspaces, 0, KeyspacesCommand::Done { keyspace: 3, effect });
+            assert_eq!(closed(&keyspaces, 3), is(expected), "{effect:?}");
+        }
+        assert_eq!(closed(&keyspaces, 4), is(false), "never heard of");
     }
 
     #[test]

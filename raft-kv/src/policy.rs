@@ -194,7 +194,8 @@ mod raw {
 
     impl Default for Raw {
         fn default() -> Self {
-            Self { min_shards: None, max_shards: None, ..Policy::default().into() }
+            let default = Self::from(Policy::default());
+            Self { min_shards: None, max_shards: None, ..default }
         }
     }
 

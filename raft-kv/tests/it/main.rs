@@ -2,5 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod format;
+mod nodes;
 mod shard_model;
+
+mod harness;
 mod values;
