@@ -33,6 +33,7 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
             "policy.rs",
             "keyed_value.rs",
             "hash.rs",
+            "error.rs",
         ],
     ),
     ("quota", &["bucket.rs", "ledger.rs", "error.rs", "reservation.rs"]),
