@@ -18,6 +18,9 @@ use crate::id::AgentId;
 use crate::on_tick::{Schedule, tick_begins};
 use crate::registry::{Handled, HandlerError, Module, Registry, StoredState};
 
+/// The keyspace in which agents live.
+pub const AGENTS_KEYSPACE: &str = "agents";
+
 /// The type's name in the keyspaces group.
 pub(crate) const TYPE_NAME: &str = "agent";
 

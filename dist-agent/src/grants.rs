@@ -170,6 +170,11 @@ impl Place {
         &self.stamp
     }
 
+    /// Whether it is good for an agent of this quota in this shard.
+    pub(crate) fn is_of(&self, pool: &PoolName) -> bool {
+        self.name == *pool
+    }
+
     /// The shard answered without having taken it.
     pub(crate) fn put_back(mut self) {
         self.fate = Fate::Left;

@@ -1,0 +1,9 @@
+//! The node as a program, over HTTP, and the agents as a library.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+mod agents_in_process;
+mod bad_starts;
+mod cluster_over_http;
+mod errors_over_http;
