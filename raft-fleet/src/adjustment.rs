@@ -169,8 +169,8 @@ fn prefer_leader(desired: &[Place], observed: &Observed) -> Step {
 
 /// The first place's voter among those that could lead at once.
 fn first_leader(desired: &[Place], observed: &Observed) -> Option<ReplicaId> {
-    let voters = desired.iter().filter(|place| place.reachable).filter_map(|place| replica_at(place, observed));
-    voters.filter(|id| observed.replicas[id].voter && works(&observed.replicas[id])).next()
+    let mut replicas = desired.iter().filter(|place| place.reachable).filter_map(|place| replica_at(place, observed));
+    replicas.find(|id| observed.replicas[id].voter && works(&observed.replicas[id]))
 }
 
 fn voters_of(observed: &Observed) -> BTreeSet<ReplicaId> {

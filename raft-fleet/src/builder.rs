@@ -18,10 +18,11 @@ use crate::carrier::Carrier;
 use crate::cluster::Cluster;
 use crate::config::FleetConfig;
 use crate::error::{FleetError, NodeFailure};
-use crate::fleet::{self, Fleet, Types};
+use crate::fleet::{Fleet, Types};
 use crate::gate::{Gate, Gated};
 use crate::joining::CLUSTER_TYPE;
 use crate::leaders::Leaders;
+use crate::lifecycle;
 use crate::memory::{Memory, RolledBack};
 use crate::message::{FLEET_MAILBOX, RAFT_MAILBOX, Start};
 use crate::node::{Node, Progress};
@@ -311,7 +312,7 @@ impl FleetBuilder {
             events: broadcast::Sender::new(EVENT_BACKLOG),
         });
         tasks.spawn(service::serve(node.clone(), mailbox));
-        fleet::spawn_tasks(&node, &mut tasks);
+        lifecycle::spawn_tasks(&node, &mut tasks);
         Ok(Fleet::new(node, tasks, self.types, expected_nodes))
     }
 }

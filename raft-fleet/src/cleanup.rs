@@ -109,10 +109,9 @@ async fn check_all(node: &Node) {
                 continue;
             }
         }
-        if let Some(hosted) = node.replicas.get(stored.replica).filter(is_outside)
-            && let Some((position, members)) = ask_members(node, &hosted).await
-            && may_go(&hosted, position, &members)
-        {
+        let Some(hosted) = node.replicas.get(stored.replica).filter(is_outside) else { continue };
+        let proves = |(position, members): (Position, BTreeSet<u64>)| may_go(&hosted, position, &members);
+        if own_members(node, &hosted).into_iter().any(proves) || ask_members(node, &hosted).await.is_some_and(proves) {
             remove(node, stored.replica, &stored.group, "its group goes on without it").await;
         }
     }
@@ -122,6 +121,19 @@ async fn check_all(node: &Node) {
 fn is_outside(hosted: &Hosted) -> bool {
     let status = hosted.replica.status();
     status.leader.is_none() || !status.members.replicas.contains_key(&status.replica)
+}
+
+/// Committed memberships that other replicas of this node know: what is committed stays true.
+fn own_members(node: &Node, hosted: &Hosted) -> Vec<(Position, BTreeSet<u64>)> {
+    let others = node.replicas.all_of_group(hosted.group()).into_iter();
+    let others = others.filter(|other| other.id() != hosted.id() && other.incarnation() == hosted.incarnation());
+    let committed = others.filter_map(|other| {
+        let members = other.replica.status().members;
+        let position = members.position.filter(|_| members.committed)?;
+        let position = Position { term: position.term, index: position.index };
+        Some((position, members.replicas.keys().map(|id| id.get()).collect()))
+    });
+    committed.collect()
 }
 
 /// A committed membership, from the node that leads the group.

@@ -3,6 +3,7 @@
 mod builder;
 mod fleet;
 mod group;
+mod lifecycle;
 mod reconciler;
 mod founding;
 mod monitor;

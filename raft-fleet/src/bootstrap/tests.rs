@@ -159,11 +159,11 @@ impl Model {
     }
 
     fn crash(&mut self, node: usize) {
-        let forgets = match (&self.states[node], self.planted) {
-            (Bootstrap::Promised { .. }, Planted::PromiseIsNotSynced) => true,
-            (Bootstrap::Collecting { .. } | Bootstrap::Decided { .. }, Planted::IdIsNotSynced) => true,
-            _ => false,
-        };
+        let forgets = matches!(
+            (&self.states[node], self.planted),
+            (Bootstrap::Promised { .. }, Planted::PromiseIsNotSynced)
+                | (Bootstrap::Collecting { .. } | Bootstrap::Decided { .. }, Planted::IdIsNotSynced)
+        );
         if forgets {
             self.states[node] = Bootstrap::Fresh;
         }

@@ -48,10 +48,6 @@ pub struct World {
 impl World {
     /// `expect` nodes make the cluster; there are addresses for `count`.
     pub fn new(expect: u32, count: usize) -> Self {
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(std::env::var("RUST_LOG").unwrap_or_default())
-            .with_test_writer()
-            .try_init();
         let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         Self {
             ca: Identity::in_memory_ca().unwrap(),

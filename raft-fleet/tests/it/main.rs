@@ -1,5 +1,7 @@
 //! Several nodes in one process, over QUIC on loopback.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 mod bad_input;
