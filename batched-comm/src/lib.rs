@@ -6,6 +6,7 @@ mod bulk;
 mod link;
 mod mailbox;
 mod outbox;
+mod line;
 mod message;
 mod connection;
 mod calls;

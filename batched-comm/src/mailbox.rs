@@ -118,11 +118,12 @@ impl Incoming {
         message::decode(&self.body)
     }
 
-    /// Answers a call; the answer to a cast goes nowhere. Never waits.
+    /// Answers a call; the answer to a cast goes nowhere. Never waits: where many large answers are on
+    /// their way, [`Incoming::reply_waiting`] is the one to use.
     ///
     /// # Errors
-    /// When the answer cannot be encoded, or the way back is gone or full: the caller then sees the
-    /// connection's loss or its timeout.
+    /// When the answer cannot be encoded, or the way back is full: the caller is told that it gets none. When
+    /// the connection is gone, which the caller sees, too.
     pub fn reply<R: Wire>(self, answer: &R) -> Result<(), SendError> {
         self.reply.map_or(Ok(()), |reply| reply.reply(answer))
     }
@@ -133,6 +134,28 @@ impl Incoming {
     /// As [`Incoming::reply`].
     pub fn reply_bytes(self, answer: &[u8]) -> Result<(), SendError> {
         self.reply.map_or(Ok(()), |reply| reply.reply_bytes(answer))
+    }
+
+    /// Answers a call, waiting while the way back is full; the answer to a cast goes nowhere.
+    ///
+    /// # Errors
+    /// As [`Incoming::reply`], but for a way back that is full.
+    pub async fn reply_waiting<R: Wire>(self, answer: &R) -> Result<(), SendError> {
+        match self.reply {
+            Some(reply) => reply.reply_waiting(answer).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same with bytes.
+    ///
+    /// # Errors
+    /// As [`Incoming::reply_waiting`].
+    pub async fn reply_bytes_waiting(self, answer: &[u8]) -> Result<(), SendError> {
+        match self.reply {
+            Some(reply) => reply.reply_bytes_waiting(answer).await,
+            None => Ok(()),
+        }
     }
 
     /// Sender, number, body and the way back, to be used apart.
@@ -193,6 +216,51 @@ impl ReplyHandle {
         })
     }
 
+    /// Answers the call, waiting while the way back is full. Dropping the future tells the caller that nobody
+    /// answers.
+    ///
+    /// # Errors
+    /// As [`Incoming::reply_waiting`].
+    pub async fn reply_waiting<R: Wire>(self, answer: &R) -> Result<(), SendError> {
+        self.answer_waiting(|buffer| message::encode_into(answer, buffer)).await
+    }
+
+    /// The same with bytes.
+    ///
+    /// # Errors
+    /// As [`Incoming::reply_waiting`].
+    pub async fn reply_bytes_waiting(self, answer: &[u8]) -> Result<(), SendError> {
+        self.answer_waiting(|buffer| {
+            buffer.extend_from_slice(answer);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn answer_waiting(
+        mut self,
+        encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
+    ) -> Result<(), SendError> {
+        let Some(Route::Remote { outbox, lane, call }) = &self.route else {
+            return self.answer(Kind::Reply, 0, encode);
+        };
+        let head = Head { kind: Kind::Reply, mailbox: "", type_number: 0, call: *call };
+        match outbox.push_waiting(&head, Urgency::Answer { lane: *lane }, encode).await {
+            Ok(()) => {
+                self.route = None;
+                Ok(())
+            }
+            Err(PushError::NoLane) => {
+                let peer = outbox.peer().clone();
+                self.route = None;
+                Err(SendError::NotConnected { peer, last_error: None })
+            }
+            // Dropping the rest tells the caller.
+            Err(PushError::Full) => Err(outbox.full()),
+            Err(PushError::Refused(error)) => Err(error),
+        }
+    }
+
     /// Tells the caller why there is no answer.
     pub(crate) fn refuse(self, refused: Refused) {
         // A caller that cannot be told notices by its timeout.
@@ -209,7 +277,11 @@ impl ReplyHandle {
         match route {
             Route::Remote { outbox, lane, call } => {
                 let head = Head { kind, mailbox: "", type_number, call };
-                let pushed = outbox.push(&head, Urgency::Answer { lane }, encode);
+                let urgency = match kind {
+                    Kind::Refused => Urgency::Refusal { lane },
+                    Kind::Reply | Kind::Cast | Kind::CastMany | Kind::Call => Urgency::Answer { lane },
+                };
+                let pushed = outbox.push(&head, urgency, encode);
                 let error = match pushed {
                     Ok(()) => return Ok(()),
                     Err(PushError::NoLane) => {
@@ -251,7 +323,7 @@ impl ReplyHandle {
             Some(Route::Remote { outbox, lane, call }) => {
                 let type_number = Refused::Unanswered as u32;
                 let head = Head { kind: Kind::Refused, mailbox: "", type_number, call };
-                let _ = outbox.push(&head, Urgency::Answer { lane }, |_| Ok(()));
+                let _ = outbox.push(&head, Urgency::Refusal { lane }, |_| Ok(()));
             }
             Some(Route::Local { caller, .. }) => {
                 let _ = caller.send(Answer::Refused(Refused::Unanswered));

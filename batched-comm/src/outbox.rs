@@ -6,8 +6,13 @@
 //!
 //! Messages are taken only while there is a lane, and only for that lane: what did not leave with it
 //! is known not to have been sent.
+//!
+//! Who finds no room waits in a line. While somebody does, messages that come later go behind: otherwise
+//! one sender in a loop could take all the room that is ever made.
 
+use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 
 use rkyv::util::AlignedVec;
 use tokio::sync::Notify;
@@ -16,10 +21,15 @@ use crate::batcher::{Batcher, Gathered, Rejected};
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{EncodeError, SendError};
 use crate::frame::Head;
+use crate::line::Line;
 use crate::name::NodeName;
 
-/// Replies do not wait; they may fill the buffer up to this many times its bound.
+/// Replies may fill the buffer up to this many times its bound.
 const REPLY_RESERVE_FACTOR: usize = 2;
+
+/// Refusals have room of their own, so that a caller learns at once that its answer had none. They have 32
+/// bytes each; beyond this many in one buffer, callers learn it by their timeouts.
+const MAX_QUEUED_REFUSALS: usize = 64 * 1024;
 
 /// The messages on their way to one peer.
 pub(crate) struct Outbox {
@@ -31,8 +41,6 @@ pub(crate) struct Outbox {
     filled: Notify,
     /// A batch was closed: no use in waiting for more. Only the writer waits.
     batch_closed: Notify,
-    /// The buffer was taken, or the lane is gone.
-    room: Notify,
 }
 
 struct State {
@@ -40,7 +48,12 @@ struct State {
     /// What is in the buffer still leaves; then the writer ends the lane.
     finishing: bool,
     batcher: Batcher,
+    /// How many of what is in the buffer are refusals.
+    queued_refusals: usize,
     limits: Batching,
+    /// Who waits for room for a message, and who for room for an answer.
+    messages: Line,
+    answers: Line,
 }
 
 /// Which bound holds for a message.
@@ -48,8 +61,10 @@ struct State {
 pub(crate) enum Urgency {
     /// Waits, or is refused, at the bound.
     Message,
-    /// An answer on this lane: never waits.
+    /// An answer on this lane: has a reserve.
     Answer { lane: u64 },
+    /// Says on this lane that there is no answer: has room where there is none for answers.
+    Refusal { lane: u64 },
 }
 
 /// Why a message was not taken.
@@ -62,9 +77,92 @@ pub(crate) enum PushError {
     Refused(SendError),
 }
 
+impl State {
+    /// The line of those who wait for the same room.
+    fn line(&mut self, urgency: Urgency) -> &mut Line {
+        match urgency {
+            Urgency::Message => &mut self.messages,
+            Urgency::Answer { .. } | Urgency::Refusal { .. } => &mut self.answers,
+        }
+    }
+
+    /// Whether whoever has `place` may push now.
+    fn has_room(&self, urgency: Urgency, place: Option<u64>, max_queued_bytes: usize) -> Result<bool, PushError> {
+        let lane = match urgency {
+            Urgency::Message => self.lane,
+            Urgency::Answer { lane } | Urgency::Refusal { lane } => Some(lane),
+        };
+        if self.lane.is_none() || self.lane != lane {
+            return Err(PushError::NoLane);
+        }
+        let queued_bytes = self.batcher.queued_bytes();
+        Ok(match (urgency, place) {
+            (Urgency::Message, _) => queued_bytes < max_queued_bytes && self.messages.is_first(place),
+            // An answer that cannot wait is not refused because others can.
+            (Urgency::Answer { .. }, None) => queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR,
+            (Urgency::Answer { .. }, Some(_)) => {
+                queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR && self.answers.is_first(place)
+            }
+            (Urgency::Refusal { .. }, _) => self.queued_refusals < MAX_QUEUED_REFUSALS,
+        })
+    }
+
+    /// Takes what is in the buffer; gives whom to wake, too.
+    fn take(&mut self, spare: Gathered) -> (Gathered, Vec<Waker>) {
+        self.queued_refusals = 0;
+        let mut wakers = self.answers.call_all();
+        wakers.extend(self.messages.call_all());
+        (self.batcher.take(spare), wakers)
+    }
+}
+
+/// A place among those who wait for room; given up when it is dropped.
+pub(crate) struct Place<'a> {
+    outbox: &'a Outbox,
+    urgency: Urgency,
+    number: u64,
+}
+
+impl Place<'_> {
+    /// Returns when there is room for whoever has this place, or no lane.
+    pub(crate) async fn turn(&self) {
+        poll_fn(|context| {
+            let mut state = self.outbox.state();
+            match state.has_room(self.urgency, Some(self.number), self.outbox.max_queued_bytes) {
+                Ok(false) => {
+                    state.line(self.urgency).wait(self.number, context.waker());
+                    Poll::Pending
+                }
+                Ok(true) | Err(_) => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.outbox.state();
+        let line = state.line(self.urgency);
+        line.leave(self.number);
+        // It may have been called out of its turn.
+        let next = line.call_first();
+        drop(state);
+        next.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl Outbox {
     pub(crate) fn new(peer: NodeName, config: &EndpointConfig, limits: Batching) -> Outbox {
-        let state = State { lane: None, finishing: false, batcher: Batcher::default(), limits };
+        let state = State {
+            lane: None,
+            finishing: false,
+            batcher: Batcher::default(),
+            queued_refusals: 0,
+            limits,
+            messages: Line::default(),
+            answers: Line::default(),
+        };
         Outbox {
             peer,
             max_queued_bytes: config.max_queued_bytes(),
@@ -72,7 +170,6 @@ impl Outbox {
             state: Mutex::new(state),
             filled: Notify::new(),
             batch_closed: Notify::new(),
-            room: Notify::new(),
         }
     }
 
@@ -95,13 +192,19 @@ impl Outbox {
         urgency: Urgency,
         encode: impl FnOnce(&mut AlignedVec) -> Result<(), EncodeError>,
     ) -> Result<(), PushError> {
+        self.push_from(None, head, urgency, encode)
+    }
+
+    /// The same for who may have waited.
+    pub(crate) fn push_from(
+        &self,
+        place: Option<&Place<'_>>,
+        head: &Head<'_>,
+        urgency: Urgency,
+        encode: impl FnOnce(&mut AlignedVec) -> Result<(), EncodeError>,
+    ) -> Result<(), PushError> {
         let mut state = self.state();
-        let max_queued_bytes = match urgency {
-            Urgency::Message if state.lane.is_some() => self.max_queued_bytes,
-            Urgency::Answer { lane } if state.lane == Some(lane) => self.max_queued_bytes * REPLY_RESERVE_FACTOR,
-            Urgency::Message | Urgency::Answer { .. } => return Err(PushError::NoLane),
-        };
-        if state.batcher.queued_bytes() >= max_queued_bytes {
+        if !state.has_room(urgency, place.map(|place| place.number), self.max_queued_bytes)? {
             return Err(PushError::Full);
         }
         let limits = state.limits;
@@ -109,6 +212,9 @@ impl Outbox {
             .batcher
             .push(head, &limits, self.max_message_bytes, encode)
             .map_err(|rejected| PushError::Refused(self.refused(rejected)))?;
+        if let Urgency::Refusal { .. } = urgency {
+            state.queued_refusals += 1;
+        }
         drop(state);
         if pushed.first {
             self.filled.notify_one();
@@ -123,34 +229,42 @@ impl Outbox {
     pub(crate) async fn push_waiting(
         &self,
         head: &Head<'_>,
+        urgency: Urgency,
         encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
     ) -> Result<(), PushError> {
-        match self.push(head, Urgency::Message, &encode) {
+        match self.push(head, urgency, &encode) {
             Err(PushError::Full) => {}
             done => return done,
         }
+        let place = self.line_up(urgency);
         loop {
-            let mut room = std::pin::pin!(self.room.notified());
-            // Counts as waiting from here on, so that room made before the `await` is not missed.
-            room.as_mut().enable();
-            match self.push(head, Urgency::Message, &encode) {
-                Err(PushError::Full) => room.await,
+            place.turn().await;
+            match self.push_from(Some(&place), head, urgency, &encode) {
+                Err(PushError::Full) => {}
                 done => return done,
             }
         }
     }
 
-    /// Returns when there is room, or no lane.
-    pub(crate) async fn room(&self) {
-        let mut room = std::pin::pin!(self.room.notified());
-        room.as_mut().enable();
-        let full = {
-            let state = self.state();
-            state.lane.is_some() && state.batcher.queued_bytes() >= self.max_queued_bytes
-        };
-        if full {
-            room.await;
+    /// A place behind all who wait.
+    pub(crate) fn line_up(&self, urgency: Urgency) -> Place<'_> {
+        let number = self.state().line(urgency).join();
+        Place { outbox: self, urgency, number }
+    }
+
+    /// To be called now and then while there is a lane: sees to it that nobody who waits holds up others for ever.
+    pub(crate) fn tend(&self) {
+        let mut state = self.state();
+        let queued_bytes = state.batcher.queued_bytes();
+        let mut wakers = Vec::new();
+        if queued_bytes < self.max_queued_bytes * REPLY_RESERVE_FACTOR {
+            wakers.extend(state.answers.tend());
         }
+        if queued_bytes < self.max_queued_bytes {
+            wakers.extend(state.messages.tend());
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// A lane stands: messages are taken from now on.
@@ -171,11 +285,11 @@ impl Outbox {
     pub(crate) fn close(&self) -> Gathered {
         let mut state = self.state();
         state.lane = None;
-        let unsent = state.batcher.take(Gathered::default());
+        let (unsent, wakers) = state.take(Gathered::default());
         drop(state);
         // The writer of the lane sees that it is gone.
         self.filled.notify_one();
-        self.room.notify_waiters();
+        wakers.into_iter().for_each(Waker::wake);
         unsent
     }
 
@@ -203,14 +317,14 @@ impl Outbox {
             // Elapsing is what it is for.
             let _ = tokio::time::timeout(max_wait, self.batch_closed.notified()).await;
         }
-        let gathered = {
+        let (gathered, wakers) = {
             let mut state = self.state();
             if state.lane != Some(lane) {
                 return None;
             }
-            state.batcher.take(spare)
+            state.take(spare)
         };
-        self.room.notify_waiters();
+        wakers.into_iter().for_each(Waker::wake);
         Some(gathered)
     }
 
@@ -226,5 +340,91 @@ impl Outbox {
     /// A push that panicked leaves the batcher whole, so a poisoned lock is as good as any.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::frame::Kind;
+
+    const BOUND: usize = 4096;
+    const HEAD: Head<'static> = Head { kind: Kind::Cast, mailbox: "in", type_number: 1, call: 0 };
+    const REPLY: Head<'static> = Head { kind: Kind::Reply, mailbox: "", type_number: 0, call: 1 };
+    const REFUSED: Head<'static> = Head { kind: Kind::Refused, mailbox: "", type_number: 3, call: 1 };
+
+    fn outbox() -> Outbox {
+        let config = EndpointConfig::new().with_max_queued_bytes(BOUND).unwrap();
+        let outbox = Outbox::new("n2".parse().unwrap(), &config, config.batching());
+        outbox.open(1);
+        outbox
+    }
+
+    fn bytes(count: usize) -> impl Fn(&mut AlignedVec) -> Result<(), EncodeError> {
+        move |buffer| {
+            buffer.extend_from_slice(&vec![0; count]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_refusal_has_room_where_an_answer_has_none() {
+        let outbox = outbox();
+        let answer = Urgency::Answer { lane: 1 };
+        let count = (0..1000).take_while(|_| outbox.push(&REPLY, answer, bytes(100)).is_ok()).count();
+        assert!(count < 100, "{count}");
+        assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(0)), Err(PushError::Full)));
+        for _ in 0..MAX_QUEUED_REFUSALS {
+            assert!(outbox.push(&REFUSED, Urgency::Refusal { lane: 1 }, bytes(0)).is_ok());
+        }
+        let refused = outbox.push(&REFUSED, Urgency::Refusal { lane: 1 }, bytes(0));
+        assert!(matches!(refused, Err(PushError::Full)), "their number has a bound, too");
+        let other_lane = outbox.push(&REFUSED, Urgency::Refusal { lane: 2 }, bytes(0));
+        assert!(matches!(other_lane, Err(PushError::NoLane)));
+    }
+
+    #[tokio::test]
+    async fn a_sender_in_a_loop_does_not_take_all_the_room_from_others() {
+        let outbox = Arc::new(outbox());
+        let greedy = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { while outbox.push_waiting(&HEAD, Urgency::Message, bytes(BOUND)).await.is_ok() {} }
+        });
+        tokio::task::yield_now().await;
+        let meek_is_done = Arc::new(AtomicBool::new(false));
+        let meek = tokio::spawn({
+            let (outbox, done) = (outbox.clone(), meek_is_done.clone());
+            async move {
+                assert!(outbox.push_waiting(&HEAD, Urgency::Message, bytes(BOUND)).await.is_ok());
+                done.store(true, Ordering::SeqCst);
+            }
+        });
+        let mut taken = 0;
+        while !meek_is_done.load(Ordering::SeqCst) {
+            outbox.next(1, Gathered::default()).await.unwrap();
+            tokio::task::yield_now().await;
+            taken += 1;
+            assert!(taken < 10, "the meek one never had its turn");
+        }
+        outbox.close();
+        meek.await.unwrap();
+        greedy.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_waiting_future_that_is_not_polled_does_not_hold_up_the_others() {
+        let outbox = outbox();
+        assert!(outbox.push(&HEAD, Urgency::Message, bytes(BOUND)).is_ok());
+        let idle = outbox.line_up(Urgency::Message);
+        let mut waiting = std::pin::pin!(idle.turn());
+        assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
+        outbox.next(1, Gathered::default()).await.unwrap();
+        assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(1)), Err(PushError::Full)));
+        outbox.tend();
+        outbox.tend();
+        assert!(outbox.push_waiting(&HEAD, Urgency::Message, bytes(1)).await.is_ok());
     }
 }

@@ -294,7 +294,7 @@ impl Peer {
         encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
     ) -> Result<(), SendError> {
         let head = Head { kind: Kind::Cast, mailbox: mailbox.as_str(), type_number, call: 0 };
-        self.cast_result(self.outbox.push_waiting(&head, encode).await)
+        self.cast_result(self.outbox.push_waiting(&head, Urgency::Message, encode).await)
     }
 
     /// The same without waiting.
@@ -363,21 +363,27 @@ impl Peer {
     ) -> Result<Body, CallError> {
         let now = Instant::now();
         let deadline = now.checked_add(timeout.min(FAR)).unwrap_or(now);
+        let mut place = None;
         loop {
             let pending = self.enter(deadline)?;
             let call = pending.id;
             let head = Head { kind: Kind::Call, mailbox: mailbox.as_str(), type_number, call };
-            let full = match self.outbox.push(&head, Urgency::Message, &encode) {
-                Ok(()) => return self.outcome(pending.await, mailbox, timeout),
+            let full = match self.outbox.push_from(place.as_ref(), &head, Urgency::Message, &encode) {
+                Ok(()) => {
+                    drop(place);
+                    return self.outcome(pending.await, mailbox, timeout);
+                }
                 Err(PushError::Refused(error)) => return Err(error.into()),
                 Err(PushError::Full) => true,
                 Err(PushError::NoLane) => false,
             };
             drop(pending);
             if full {
-                let room = timeout_at(deadline.into(), self.outbox.room()).await;
+                let place = place.get_or_insert_with(|| self.outbox.line_up(Urgency::Message));
+                let room = timeout_at(deadline.into(), place.turn()).await;
                 room.map_err(|_| self.outbox.full())?;
             } else {
+                place = None;
                 self.lane_up(deadline).await?;
             }
         }

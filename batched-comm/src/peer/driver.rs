@@ -275,6 +275,7 @@ impl Driver {
                         return End::Down(reason);
                     }
                     self.peer.bulk.sweep();
+                    self.peer.outbox.tend();
                 }
                 () = sweep, if sweep_at.is_some() => {
                     last_sweep = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use batched_comm::{Batching, CallError, EndpointConfig, SendError};
+use batched_comm::{Batching, CallError, Endpoint, EndpointConfig, Incoming, SendError};
 use tokio::task::JoinSet;
 
 use crate::support::*;
@@ -281,4 +281,66 @@ fn peers_may_be_named_from_outside_of_the_runtime() {
     a.set_peer(b.name(), vec![b.local_address()]);
     runtime.block_on(eventually("a connection", || is_up(&a, &b) && is_up(&b, &a)));
     drop((a, b));
+}
+
+/// Requests of `count` calls from a to b, taken and not answered yet, and the callers.
+async fn open_calls(
+    a: &Endpoint,
+    b: &Endpoint,
+    count: u64,
+) -> (Vec<Incoming>, JoinSet<Result<batched_comm::Body, CallError>>) {
+    let mut mailbox = b.mailbox("in", count as usize).unwrap();
+    let mut callers = JoinSet::new();
+    for _ in 0..count {
+        let (a, to) = (a.clone(), at(b, "in"));
+        callers.spawn(async move { a.call_bytes(&to, 1, b"", 2 * DEADLINE).await });
+    }
+    let mut requests = Vec::new();
+    for _ in 0..count {
+        requests.push(soon("a request", mailbox.recv()).await.unwrap());
+    }
+    (requests, callers)
+}
+
+async fn narrow_pair() -> (Endpoint, Endpoint) {
+    let ca = ca();
+    let narrow = EndpointConfig::new().with_max_queued_bytes(4096).unwrap();
+    let (a, b) = (bind(&ca, "a").await, bind_with(&ca, "b", narrow).await);
+    connect(&a, &b).await;
+    (a, b)
+}
+
+#[tokio::test]
+async fn who_gets_no_answer_for_want_of_room_is_told_so() {
+    const COUNT: u64 = 500;
+    let (a, b) = narrow_pair().await;
+    let (requests, callers) = open_calls(&a, &b, COUNT).await;
+    // Nobody else runs between these, so that nothing leaves.
+    let full = requests.into_iter().filter_map(|request| request.reply_bytes(&[1; 1000]).err()).count();
+    assert!((1..COUNT as usize).contains(&full), "{full}");
+    let outcomes = soon("all outcomes", callers.join_all()).await;
+    let unanswered = outcomes.iter().filter(|outcome| matches!(outcome, Err(CallError::Unanswered { .. }))).count();
+    let answered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert_eq!((unanswered, answered), (full, COUNT as usize - full));
+}
+
+#[tokio::test]
+async fn answers_that_wait_for_room_all_arrive() {
+    const COUNT: u64 = 500;
+    let (a, b) = narrow_pair().await;
+    let (requests, callers) = open_calls(&a, &b, COUNT).await;
+    let mut answering = JoinSet::new();
+    for request in requests {
+        answering.spawn(async move { request.reply_bytes_waiting(&[1; 1000]).await });
+    }
+    assert!(soon("room", answering.join_all()).await.iter().all(Result::is_ok));
+    assert!(soon("all outcomes", callers.join_all()).await.iter().all(Result::is_ok));
+    // The wait ends with the connection.
+    let (requests, _callers) = open_calls(&a, &b, COUNT).await;
+    let mut answering = JoinSet::new();
+    for request in requests {
+        answering.spawn(async move { request.reply_bytes_waiting(&[1; 1000]).await });
+    }
+    a.shutdown().await;
+    soon("the end", answering.join_all()).await;
 }
