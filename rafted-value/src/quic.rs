@@ -142,7 +142,7 @@ async fn answer(handler: Arc<dyn Handler>, request: Incoming) {
     let (_, _, body, reply) = request.into_parts();
     let answer = handler.handle(Bytes::from_owner(body.into_aligned())).await;
     if let Some(reply) = reply
-        && let Err(error) = reply.reply_bytes(&answer)
+        && let Err(error) = reply.reply_bytes_waiting(&answer).await
     {
         tracing::debug!(%error, "an answer did not leave; its caller sees a lost connection");
     }
