@@ -10,10 +10,11 @@
 //! What a driver leaves over that was late (a group created for a keyspace that was forgotten meanwhile) is found by
 //! its name and removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use raft_fleet::{Fleet, GroupError, LedReplica};
 use rafted_value::{CommandError, NotHappened};
 use tokio::sync::Notify;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::dispatcher::KEYSPACES_GROUP;
 use crate::keyed_types::{KeyedType, KeyedTypes};
-use crate::keyspaces::{KeyspaceRecord, Keyspaces, KeyspacesCommand, KeyspacesReply};
+use crate::keyspaces::{KeyspaceRecord, Keyspaces, KeyspacesCommand};
 use crate::shard::{ShardId, Step};
 use crate::workflow::Effect;
 
@@ -49,11 +50,15 @@ enum EffectError {
 }
 
 /// Effects that are carried out at once.
-const MAX_EFFECTS_AT_ONCE: usize = 16;
-/// How often a node looks whether it leads and has something to do.
-const LOOK: Duration = Duration::from_millis(500);
-/// Before failed effects are tried again.
-const RETRY: Duration = Duration::from_millis(250);
+const MAX_EFFECTS_AT_ONCE: usize = 32;
+/// And for one keyspace.
+const MAX_EFFECTS_PER_KEYSPACE: usize = 8;
+/// How often a node looks whether it leads and has something to do: a look at its own memory.
+const LOOK: Duration = Duration::from_millis(100);
+/// Before a failed effect is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Before the keyspaces group is added again.
+const ADD_RETRY: Duration = Duration::from_millis(100);
 /// How long a step at a shard, or a report, may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a shard that cannot be reached keeps its group from being removed.
@@ -84,42 +89,47 @@ impl Executor {
                 Ok(()) | Err(GroupError::AlreadyExists { .. } | GroupError::NoLeader { .. }) => return,
                 Err(error) => tracing::debug!(%error, "the keyspaces group is not there yet"),
             }
-            sleep(RETRY).await;
+            sleep(ADD_RETRY).await;
         }
     }
 
-    /// Carries out what is to be done until nothing is, or this node leads no more.
+    /// Carries out what is to be done until nothing is, or this node leads no more. A keyspace whose groups do not
+    /// come up holds up no other one.
     async fn drive(&self, led: &LedReplica<Keyspaces>) {
+        let mut running = FuturesUnordered::new();
+        let mut busy: BTreeSet<(u64, Effect)> = BTreeSet::new();
         while led.leads() {
-            // A value that lags behind asks for effects that are done; they are done again, and change nothing.
-            let plan = |keyspaces: &Keyspaces| {
-                let effects = keyspaces.effects().into_iter();
-                let known = effects.filter_map(|(id, effect)| Some((id, keyspaces.get(id)?.clone(), effect)));
-                known.collect::<Vec<_>>()
-            };
-            let effects = led.read(|keyspaces, _| plan(keyspaces)).unwrap_or_default();
-            if effects.is_empty() {
+            for (id, keyspace, effect) in led.read(|keyspaces, _| plan(keyspaces, &busy)).unwrap_or_default() {
+                busy.insert((id, effect));
+                running.push(self.carry_out(led, id, keyspace, effect));
+            }
+            if running.is_empty() {
                 return;
             }
-            let count = effects.len();
-            let carried = stream::iter(effects).map(|(id, keyspace, effect)| self.carry_out(led, id, keyspace, effect));
-            let done = carried.buffer_unordered(MAX_EFFECTS_AT_ONCE).filter(|&done| async move { done }).count().await;
-            if done < count {
-                sleep(RETRY).await;
+            tokio::select! {
+                Some(ended) = running.next() => drop(busy.remove(&ended)),
+                () = self.nudge.notified() => {}
+                () = sleep(LOOK) => {}
             }
         }
     }
 
-    /// Carries out one effect and commits it as done; whether it was.
-    async fn carry_out(&self, led: &LedReplica<Keyspaces>, id: u64, keyspace: KeyspaceRecord, effect: Effect) -> bool {
+    /// Carries out one effect and commits it as done; after a failure it ends when it may be tried again.
+    async fn carry_out(
+        &self,
+        led: &LedReplica<Keyspaces>,
+        id: u64,
+        keyspace: KeyspaceRecord,
+        effect: Effect,
+    ) -> (u64, Effect) {
         if let Err(error) = self.effect(id, &keyspace, effect).await {
             tracing::warn!(keyspace = keyspace.name, ?effect, %error, "will be tried again");
-            return false;
+            sleep(RETRY).await;
+        } else if let Err(error) = led.propose(KeyspacesCommand::Done { keyspace: id, effect }).await {
+            // It will be carried out again, and changes nothing.
+            tracing::debug!(keyspace = keyspace.name, ?effect, %error, "was done, but is not known to be noted");
         }
-        match led.propose(KeyspacesCommand::Done { keyspace: id, effect }).await {
-            Ok(KeyspacesReply::Noted) => true,
-            Ok(_) | Err(_) => false,
-        }
+        (id, effect)
     }
 
     async fn effect(&self, id: u64, keyspace: &KeyspaceRecord, effect: Effect) -> Result<(), EffectError> {
@@ -171,5 +181,62 @@ impl Executor {
                 Err(error) => tracing::debug!(group, %error, "a group that was left over stays for now"),
             }
         }
+    }
+}
+
+/// The effects to begin now. A value that lags behind asks for some that are done: they are done again.
+fn plan(keyspaces: &Keyspaces, busy: &BTreeSet<(u64, Effect)>) -> Vec<(u64, KeyspaceRecord, Effect)> {
+    let mut room: BTreeMap<u64, usize> = BTreeMap::new();
+    for (id, _) in busy {
+        *room.entry(*id).or_insert(MAX_EFFECTS_PER_KEYSPACE) -= 1;
+    }
+    let mut planned = Vec::new();
+    for (id, effect) in keyspaces.effects() {
+        let room = room.entry(id).or_insert(MAX_EFFECTS_PER_KEYSPACE);
+        let is_new = !busy.contains(&(id, effect)) && *room > 0 && busy.len() + planned.len() < MAX_EFFECTS_AT_ONCE;
+        if let (true, Some(keyspace)) = (is_new, keyspaces.get(id)) {
+            *room -= 1;
+            planned.push((id, keyspace.clone(), effect));
+        }
+    }
+    planned
+}
+
+#[cfg(test)]
+mod tests {
+    use rafted_value::{Context, LogTime, Value};
+
+    use super::*;
+    use crate::keyspaces::KeyspacesReply;
+    use crate::policy::Policy;
+
+    fn create(keyspaces: &mut Keyspaces, id: u64, shards: u32) {
+        let policy = Policy::new().with_shards(shards..=shards).unwrap();
+        let create = KeyspacesCommand::Create { name: format!("k{id}"), type_name: "t".into(), policy };
+        let reply = keyspaces.command_in(&Context::new(LogTime::default(), id, None), create);
+        assert_eq!(reply, KeyspacesReply::Accepted { id });
+    }
+
+    #[test]
+    fn a_keyspace_that_hangs_leaves_room_for_others() {
+        let mut keyspaces = Keyspaces::default();
+        create(&mut keyspaces, 1, 64);
+        let mut busy = BTreeSet::new();
+        let begin = |keyspaces: &Keyspaces, busy: &mut BTreeSet<_>| {
+            let planned: Vec<_> = plan(keyspaces, busy).into_iter().map(|(id, _, effect)| (id, effect)).collect();
+            busy.extend(planned.iter().copied());
+            planned
+        };
+        assert_eq!(begin(&keyspaces, &mut busy).len(), MAX_EFFECTS_PER_KEYSPACE);
+        assert_eq!(begin(&keyspaces, &mut busy), [], "none is begun twice");
+        create(&mut keyspaces, 2, 3);
+        assert_eq!(begin(&keyspaces, &mut busy), [0, 1, 2].map(|shard| (2, Effect::CreateGroup(shard))));
+        busy.remove(&(1, Effect::CreateGroup(5)));
+        assert_eq!(begin(&keyspaces, &mut busy), [(1, Effect::CreateGroup(5))], "one that failed comes again");
+        for id in 3..100 {
+            create(&mut keyspaces, id, 8);
+        }
+        begin(&keyspaces, &mut busy);
+        assert_eq!(busy.len(), MAX_EFFECTS_AT_ONCE);
     }
 }
