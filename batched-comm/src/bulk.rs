@@ -62,12 +62,16 @@ enum Status {
 pub struct BulkSender {
     way: SenderWay,
     mailbox: MailboxName,
+    /// A write is under way, or was given up or failed: nobody knows how much of its chunk has left.
+    writing: bool,
+    /// The reply of a receiver that did not need the rest.
+    early: Option<Bytes>,
 }
 
 #[derive(Debug)]
 enum SenderWay {
     Remote { send: SendStream, recv: RecvStream, _use: Use },
-    Local { chunks: mpsc::Sender<LocalChunk>, reply: oneshot::Receiver<Bytes> },
+    Local { chunks: Option<mpsc::Sender<LocalChunk>>, reply: oneshot::Receiver<Bytes> },
 }
 
 /// What goes between two ends in one process; without `End`, a closed channel is a transfer given up.
@@ -78,31 +82,38 @@ enum LocalChunk {
 }
 
 impl BulkSender {
-    /// Sends `chunk`, waiting while the receiver is slower. Chunks may arrive cut differently.
+    /// Sends `chunk`, waiting while the receiver is slower. Chunks may arrive cut differently. Once the
+    /// receiver has replied, chunks are ignored: `finish` gives its reply. A future that is dropped before its
+    /// end gives the transfer up.
     ///
     /// # Errors
-    /// When the receiver refused or gave up, or the connection is lost.
+    /// When the receiver refused or gave up, the connection is lost, or the transfer was given up.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), BulkError> {
-        match &mut self.way {
-            SenderWay::Remote { send, recv, .. } => match send.write_chunk(chunk).await {
-                Ok(()) => Ok(()),
-                // Whoever stops reading may have said why.
-                Err(WriteError::Stopped(_)) => {
-                    Err(read_reply(recv, &self.mailbox).await.err().unwrap_or(BulkError::Aborted))
-                }
-                Err(error) => Err(write_error(error)),
-            },
-            SenderWay::Local { chunks, .. } => {
-                chunks.send(LocalChunk::Bytes(chunk)).await.map_err(|_| BulkError::Aborted)
-            }
+        if self.early.is_some() {
+            return Ok(());
         }
+        if std::mem::replace(&mut self.writing, true) {
+            self.give_up();
+            return Err(BulkError::Aborted);
+        }
+        self.early = self.way.write(chunk, &self.mailbox).await?;
+        self.writing = false;
+        Ok(())
     }
 
     /// Says that this was all, and waits for the receiver's reply.
     ///
     /// # Errors
-    /// When the receiver refused or gave up, or the connection is lost: the transfer may have arrived.
+    /// When the receiver refused or gave up, the connection is lost, or a write was given up: the transfer may
+    /// have arrived.
     pub async fn finish(mut self) -> Result<Bytes, BulkError> {
+        if let Some(reply) = self.early.take() {
+            return Ok(reply);
+        }
+        if self.writing {
+            self.give_up();
+            return Err(BulkError::Aborted);
+        }
         match &mut self.way {
             SenderWay::Remote { send, recv, .. } => {
                 // Fails when the receiver has stopped reading; its reply says why.
@@ -110,22 +121,52 @@ impl BulkSender {
                 read_reply(recv, &self.mailbox).await
             }
             SenderWay::Local { chunks, reply } => {
-                // Fails when the receiver is gone; then there is no reply either.
-                let _ = chunks.send(LocalChunk::End).await;
+                if let Some(chunks) = chunks {
+                    // Fails when the receiver is gone; then there is no reply either.
+                    let _ = chunks.send(LocalChunk::End).await;
+                }
                 reply.await.map_err(|_| BulkError::Aborted)
             }
+        }
+    }
+
+    /// Never an end that looks like one: what has come to the receiver is not the whole.
+    fn give_up(&mut self) {
+        match &mut self.way {
+            SenderWay::Remote { send, recv, .. } => {
+                // Fails when this was done, or has ended, before.
+                let _ = send.reset(ABORTED);
+                let _ = recv.stop(ABORTED);
+            }
+            SenderWay::Local { chunks, .. } => *chunks = None,
+        }
+    }
+}
+
+impl SenderWay {
+    /// Gives the reply of a receiver that does not want any more.
+    async fn write(&mut self, chunk: Bytes, mailbox: &MailboxName) -> Result<Option<Bytes>, BulkError> {
+        match self {
+            SenderWay::Remote { send, recv, .. } => match send.write_chunk(chunk).await {
+                Ok(()) => Ok(None),
+                // Whoever stops reading may have said why.
+                Err(WriteError::Stopped(_)) => read_reply(recv, mailbox).await.map(Some),
+                Err(error) => Err(write_error(error)),
+            },
+            SenderWay::Local { chunks: Some(chunks), reply } => match chunks.send(LocalChunk::Bytes(chunk)).await {
+                Ok(()) => Ok(None),
+                Err(_) => reply.await.map(Some).map_err(|_| BulkError::Aborted),
+            },
+            SenderWay::Local { chunks: None, .. } => Err(BulkError::Aborted),
         }
     }
 }
 
 impl Drop for BulkSender {
     fn drop(&mut self) {
-        if let SenderWay::Remote { send, recv, .. } = &mut self.way {
-            // Dropping alone would finish the stream, and half a transfer would look whole. After
-            // `finish` and its reply, nothing is left to reset.
-            let _ = send.reset(ABORTED);
-            let _ = recv.stop(ABORTED);
-        }
+        // Dropping alone would finish the stream, and half a transfer would look whole. After `finish` and
+        // its reply, nothing is left to reset.
+        self.give_up();
     }
 }
 
@@ -138,6 +179,8 @@ pub struct BulkReceiver {
     pub header: Bytes,
     way: ReceiverWay,
     ended: bool,
+    /// Why no more comes. QUIC tells it once, and says "end" from then on.
+    failed: Option<BulkError>,
 }
 
 #[derive(Debug)]
@@ -152,22 +195,28 @@ impl BulkReceiver {
     /// # Errors
     /// When the sender gave up or the connection is lost: what has come is not the whole.
     pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, BulkError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
         if self.ended {
             return Ok(None);
         }
-        let chunk = match &mut self.way {
+        let read = match &mut self.way {
             ReceiverWay::Remote { recv, .. } => {
-                let chunk = recv.read_chunk(MAX_CHUNK_BYTES, true).await.map_err(read_error)?;
-                chunk.map(|chunk| chunk.bytes)
+                let read = recv.read_chunk(MAX_CHUNK_BYTES, true).await;
+                read.map(|chunk| chunk.map(|chunk| chunk.bytes)).map_err(read_error)
             }
             ReceiverWay::Local { chunks, .. } => match chunks.recv().await {
-                Some(LocalChunk::Bytes(bytes)) => Some(bytes),
-                Some(LocalChunk::End) => None,
-                None => return Err(BulkError::Aborted),
+                Some(LocalChunk::Bytes(bytes)) => Ok(Some(bytes)),
+                Some(LocalChunk::End) => Ok(None),
+                None => Err(BulkError::Aborted),
             },
         };
-        self.ended = chunk.is_none();
-        Ok(chunk)
+        match &read {
+            Ok(chunk) => self.ended = chunk.is_none(),
+            Err(error) => self.failed = Some(error.clone()),
+        }
+        read
     }
 
     /// Replies, which ends the transfer; what was not read is thrown away.
@@ -264,9 +313,12 @@ impl BulkRegistry {
         let (reply_sender, reply) = oneshot::channel();
         let way = ReceiverWay::Local { chunks: incoming, reply: Some(reply_sender) };
         let header = Bytes::copy_from_slice(header);
-        let receiver = BulkReceiver { from: own.clone(), header, way, ended: false };
+        let receiver = BulkReceiver { from: own.clone(), header, way, ended: false, failed: None };
         match self.deliver(mailbox, receiver) {
-            Ok(()) => Ok(BulkSender { way: SenderWay::Local { chunks, reply }, mailbox: mailbox.clone() }),
+            Ok(()) => {
+                let way = SenderWay::Local { chunks: Some(chunks), reply };
+                Ok(BulkSender { way, mailbox: mailbox.clone(), writing: false, early: None })
+            }
             Err((_, status)) => Err(refused(status, mailbox)),
         }
     }
@@ -313,7 +365,7 @@ async fn receive(mut send: SendStream, mut recv: RecvStream, from: NodeName, reg
         }
     };
     let way = ReceiverWay::Remote { send, recv, replied: false };
-    let receiver = BulkReceiver { from, header, way, ended: false };
+    let receiver = BulkReceiver { from, header, way, ended: false, failed: None };
     if let Err((mut receiver, status)) = registry.deliver(&mailbox, receiver)
         && let ReceiverWay::Remote { send, recv, replied } = &mut receiver.way
     {
@@ -386,7 +438,7 @@ impl BulkLink {
         let opened = connection.open_bi().await;
         let (send, recv) = opened.map_err(|e| BulkError::Lost { reason: describe(&e) })?;
         let way = SenderWay::Remote { send, recv, _use: this_use };
-        let mut sender = BulkSender { way, mailbox: mailbox.clone() };
+        let mut sender = BulkSender { way, mailbox: mailbox.clone(), writing: false, early: None };
         let name = mailbox.as_str();
         let mut bytes = Vec::with_capacity(FIXED_BYTES + name.len() + header.len());
         // Both lengths were checked: 64 bytes and 64 KiB.

@@ -59,8 +59,39 @@ async fn a_sender_that_is_dropped_is_an_error_for_the_receiver_never_an_end() {
         let mut receiver = soon("a transfer", listener.accept()).await.unwrap();
         soon("a chunk", receiver.read_chunk()).await.unwrap().unwrap();
         drop(sender);
-        let error = soon("the abort", read_all(&mut receiver)).await.unwrap_err();
-        assert!(matches!(error, BulkError::Aborted), "{error}");
+        // However often it asks.
+        for _ in 0..3 {
+            let error = soon("the abort", read_all(&mut receiver)).await.unwrap_err();
+            assert!(matches!(error, BulkError::Aborted), "{error}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_that_is_given_up_gives_the_transfer_up() {
+    with_each_target(async |a, b| {
+        for writes_on in [true, false] {
+            let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+            let mut sender = a.open_bulk(&at(b, "snapshots"), b"").await.unwrap();
+            let mut receiver = soon("a transfer", listener.accept()).await.unwrap();
+            // Nobody reads, so that one of them waits in its middle.
+            let short = Duration::from_millis(100);
+            while let Ok(written) = tokio::time::timeout(short, sender.write(chunk(1).into())).await {
+                written.unwrap();
+            }
+            let error = if writes_on {
+                let error = soon("an error", sender.write(chunk(2).into())).await.unwrap_err();
+                let reading = soon("the abort", read_all(&mut receiver)).await;
+                assert!(matches!(reading, Err(BulkError::Aborted)));
+                error
+            } else {
+                let (finished, read) = tokio::join!(sender.finish(), read_all(&mut receiver));
+                assert!(matches!(read, Err(BulkError::Aborted)));
+                finished.unwrap_err()
+            };
+            assert!(matches!(error, BulkError::Aborted), "{error}");
+        }
     })
     .await;
 }
@@ -80,12 +111,19 @@ async fn a_receiver_that_is_dropped_is_an_error_for_the_sender() {
 
 #[tokio::test]
 async fn a_receiver_may_reply_before_the_end() {
-    let (a, b) = pair().await;
-    let mut listener = b.bulk_listener("snapshots", 4).unwrap();
-    let sender = a.open_bulk(&at(&b, "snapshots"), b"no need").await.unwrap();
-    let receiver = soon("a transfer", listener.accept()).await.unwrap();
-    receiver.reply(b"have it").await.unwrap();
-    assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"have it");
+    with_each_target(async |a, b| {
+        for writes in [0, 1000] {
+            let mut listener = b.bulk_listener("snapshots", 4).unwrap();
+            let mut sender = a.open_bulk(&at(b, "snapshots"), b"no need").await.unwrap();
+            let receiver = soon("a transfer", listener.accept()).await.unwrap();
+            receiver.reply(b"have it").await.unwrap();
+            for _ in 0..writes {
+                soon("room", sender.write(chunk(1).into())).await.unwrap();
+            }
+            assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"have it");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
