@@ -269,8 +269,8 @@ impl Drop for BulkListener {
     fn drop(&mut self) {
         self.incoming.close();
         let mut listeners = self.registry.lock();
-        if listeners.get(&self.name).is_some_and(mpsc::Sender::is_closed) {
-            listeners.remove(&self.name);
+        if listeners.by_name.get(&self.name).is_some_and(mpsc::Sender::is_closed) {
+            listeners.by_name.remove(&self.name);
         }
     }
 }
@@ -278,7 +278,14 @@ impl Drop for BulkListener {
 /// The listeners of an endpoint.
 #[derive(Debug, Default)]
 pub(crate) struct BulkRegistry {
-    listeners: Mutex<HashMap<MailboxName, mpsc::Sender<BulkReceiver>>>,
+    listeners: Mutex<Listeners>,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    by_name: HashMap<MailboxName, mpsc::Sender<BulkReceiver>>,
+    /// No more are taken.
+    closed: bool,
 }
 
 impl BulkRegistry {
@@ -288,17 +295,20 @@ impl BulkRegistry {
             return Err(MailboxError::Capacity { given: capacity, max: MAX_BULK_BACKLOG });
         }
         let mut listeners = self.lock();
-        if listeners.contains_key(&name) {
+        if listeners.closed {
+            return Err(MailboxError::ShutDown);
+        }
+        if listeners.by_name.contains_key(&name) {
             return Err(MailboxError::Exists { name: name.to_string() });
         }
         let (sender, incoming) = mpsc::channel(capacity);
-        listeners.insert(name.clone(), sender);
+        listeners.by_name.insert(name.clone(), sender);
         Ok(BulkListener { name, incoming, registry: self.clone() })
     }
 
-    /// No listener takes any more.
+    /// No listener takes any more, and none is made.
     pub(crate) fn close(&self) {
-        self.lock().clear();
+        *self.lock() = Listeners { by_name: HashMap::new(), closed: true };
     }
 
     /// A transfer within this process.
@@ -325,7 +335,7 @@ impl BulkRegistry {
 
     fn deliver(&self, mailbox: &MailboxName, receiver: BulkReceiver) -> Result<(), (Box<BulkReceiver>, Status)> {
         let listeners = self.lock();
-        let Some(listener) = listeners.get(mailbox) else {
+        let Some(listener) = listeners.by_name.get(mailbox) else {
             return Err((Box::new(receiver), Status::UnknownMailbox));
         };
         listener.try_send(receiver).map_err(|error| match error {
@@ -334,7 +344,7 @@ impl BulkRegistry {
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MailboxName, mpsc::Sender<BulkReceiver>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Listeners> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -564,5 +574,17 @@ fn read_exact_error(error: quinn::ReadExactError) -> BulkError {
     match error {
         quinn::ReadExactError::FinishedEarly(_) => BulkError::Aborted,
         quinn::ReadExactError::ReadError(error) => read_error(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_not_made_after_the_end_when_nobody_would_end_it() {
+        let registry = Arc::new(BulkRegistry::default());
+        registry.close();
+        assert!(matches!(registry.register("late", 1), Err(MailboxError::ShutDown)));
     }
 }

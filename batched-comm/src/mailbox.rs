@@ -64,8 +64,8 @@ impl Mailbox {
 impl Drop for Mailbox {
     fn drop(&mut self) {
         let mut queues = self.registry.queues.write().unwrap_or_else(PoisonError::into_inner);
-        if queues.get(&self.name).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue)) {
-            queues.remove(&self.name);
+        if queues.by_name.get(&self.name).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue)) {
+            queues.by_name.remove(&self.name);
         }
         drop(queues);
         let untaken = self.queue.close();
@@ -279,7 +279,7 @@ impl ReplyHandle {
                 let head = Head { kind, mailbox: "", type_number, call };
                 let urgency = match kind {
                     Kind::Refused => Urgency::Refusal { lane },
-                    Kind::Reply | Kind::Cast | Kind::CastMany | Kind::Call => Urgency::Answer { lane },
+                    _ => Urgency::Answer { lane },
                 };
                 let pushed = outbox.push(&head, urgency, encode);
                 let error = match pushed {
@@ -299,7 +299,7 @@ impl ReplyHandle {
                 encode(&mut buffer)?;
                 let answer = match kind {
                     Kind::Refused => Answer::Refused(Refused::from_number(type_number)),
-                    Kind::Reply | Kind::Cast | Kind::CastMany | Kind::Call => Answer::Reply(buffer.into()),
+                    _ => Answer::Reply(buffer.into()),
                 };
                 let gone = SendError::NotConnected { peer: node, last_error: None };
                 caller.send(answer).map_err(|_| gone)
@@ -342,11 +342,18 @@ impl fmt::Debug for ReplyHandle {
 /// The mailboxes of an endpoint.
 #[derive(Default)]
 pub(crate) struct Registry {
-    queues: RwLock<HashMap<MailboxName, Arc<Queue>>>,
+    queues: RwLock<Queues>,
+}
+
+#[derive(Default)]
+struct Queues {
+    by_name: HashMap<MailboxName, Arc<Queue>>,
+    /// No more are taken.
+    closed: bool,
 }
 
 /// The mailboxes, held still for the deliveries of one batch.
-pub(crate) struct Mailboxes<'a>(RwLockReadGuard<'a, HashMap<MailboxName, Arc<Queue>>>);
+pub(crate) struct Mailboxes<'a>(RwLockReadGuard<'a, Queues>);
 
 impl Registry {
     pub(crate) fn register(self: &Arc<Self>, name: &str, capacity: usize) -> Result<Mailbox, MailboxError> {
@@ -355,11 +362,14 @@ impl Registry {
             return Err(MailboxError::Capacity { given: capacity, max: MAX_MAILBOX_CAPACITY });
         }
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
-        if queues.contains_key(&name) {
+        if queues.closed {
+            return Err(MailboxError::ShutDown);
+        }
+        if queues.by_name.contains_key(&name) {
             return Err(MailboxError::Exists { name: name.to_string() });
         }
         let queue = Arc::new(Queue { capacity, state: Mutex::default() });
-        queues.insert(name.clone(), queue.clone());
+        queues.by_name.insert(name.clone(), queue.clone());
         Ok(Mailbox { name, queue, registry: self.clone() })
     }
 
@@ -367,10 +377,11 @@ impl Registry {
         Mailboxes(self.queues.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// No mailbox receives any more.
+    /// No mailbox receives any more, and none is made.
     pub(crate) fn close(&self) {
-        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
-        let untaken: Vec<_> = queues.values().flat_map(|queue| queue.close()).collect();
+        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        queues.closed = true;
+        let untaken: Vec<_> = queues.by_name.values().flat_map(|queue| queue.close()).collect();
         drop(queues);
         drop(untaken);
     }
@@ -379,7 +390,7 @@ impl Registry {
 impl Mailboxes<'_> {
     /// Puts a message into its mailbox; gives whom to wake, or why not with the message.
     pub(crate) fn deliver(&self, mailbox: &str, incoming: Incoming) -> Result<Option<Waker>, (Incoming, Refused)> {
-        let Some(queue) = self.0.get(mailbox) else {
+        let Some(queue) = self.0.by_name.get(mailbox) else {
             return Err((incoming, Refused::UnknownMailbox));
         };
         let mut state = queue.state();
@@ -461,6 +472,13 @@ mod tests {
         let refused = registry.mailboxes().deliver("a", cast(b"x")).unwrap_err().1;
         assert_eq!(refused, Refused::UnknownMailbox);
         assert!(registry.register("a", 1).is_ok());
+    }
+
+    #[test]
+    fn a_mailbox_is_not_made_after_the_end_when_nobody_would_end_it() {
+        let registry = Arc::new(Registry::default());
+        registry.close();
+        assert!(matches!(registry.register("late", 1), Err(MailboxError::ShutDown)));
     }
 
     #[test]
