@@ -46,6 +46,12 @@ pub enum IdentityError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The name would make the node's files and the CA's the same.
+    #[error("a node cannot be called {name}: ca.pem and ca.key are the CA's files; choose another name")]
+    Reserved {
+        /// The name.
+        name: NodeName,
+    },
     /// The certificate is for somebody else.
     #[error("the certificate in {path} is for {found:?}, not for {expected}: issue one for {expected}")]
     OtherName {

@@ -67,7 +67,7 @@ impl Identity {
     /// When `name` is no name, a file cannot be made, or a certificate is there without its CA's key.
     pub fn dev(dir: impl AsRef<Path>, name: &str) -> Result<Identity, IdentityError> {
         let dir = dir.as_ref();
-        let files = NodeFiles::new(dir, &name.parse()?);
+        let files = NodeFiles::new(dir, &name.parse()?)?;
         if !(files.certificate.exists() && files.key.exists() && ca_path(dir).exists()) {
             create_dir(dir)?;
             // A CA whose key is elsewhere is left alone, and the next step says what is missing.
@@ -85,7 +85,7 @@ impl Identity {
     /// When a file is missing, is not what its name says, or does not belong to the others.
     pub fn load(dir: impl AsRef<Path>, name: &str) -> Result<Identity, IdentityError> {
         let dir = dir.as_ref();
-        let files = NodeFiles::new(dir, &name.parse()?);
+        let files = NodeFiles::new(dir, &name.parse()?)?;
         let hint = "make a CA with init_ca, and the node's certificate with issue";
         let roots = read_certificates(&ca_path(dir), hint)?;
         let chain = read_certificates(&files.certificate, hint)?;
@@ -392,6 +392,19 @@ mod tests {
             let mode = fs::metadata(dir.path().join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
+    }
+
+    #[test]
+    fn a_node_never_has_the_files_of_the_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        init_ca(dir.path()).unwrap();
+        let before = fs::read(dir.path().join("ca.pem")).unwrap();
+        for name in ["ca", "CA"] {
+            for refused in [issue(dir.path(), name, &[]).err(), Identity::dev(dir.path(), name).err()] {
+                assert!(matches!(refused, Some(IdentityError::Reserved { .. })), "{refused:?}");
+            }
+        }
+        assert_eq!(fs::read(dir.path().join("ca.pem")).unwrap(), before);
     }
 
     #[test]

@@ -18,6 +18,8 @@ use super::URI_SCHEME;
 use crate::error::IdentityError;
 use crate::name::NodeName;
 
+/// What the CA's files are called.
+const CA: &str = "ca";
 /// How long a CA is valid.
 const CA_YEARS: i32 = 30;
 /// How long a node's certificate is valid.
@@ -45,7 +47,7 @@ pub fn init_ca(dir: impl AsRef<Path>) -> Result<(), IdentityError> {
 /// When `name` or a host is none, the CA's key is missing, or a file cannot be made.
 pub fn issue(dir: impl AsRef<Path>, name: &str, hosts: &[String]) -> Result<(), IdentityError> {
     let dir = dir.as_ref();
-    make_node(dir, &NodeFiles::new(dir, &name.parse()?), hosts)
+    make_node(dir, &NodeFiles::new(dir, &name.parse()?)?, hosts)
 }
 
 /// Where a node's files are.
@@ -56,21 +58,25 @@ pub(super) struct NodeFiles {
 }
 
 impl NodeFiles {
-    pub(super) fn new(dir: &Path, name: &NodeName) -> NodeFiles {
-        NodeFiles {
+    /// Refuses the name whose files would be the CA's, also where file names ignore case.
+    pub(super) fn new(dir: &Path, name: &NodeName) -> Result<NodeFiles, IdentityError> {
+        if name.as_str().eq_ignore_ascii_case(CA) {
+            return Err(IdentityError::Reserved { name: name.clone() });
+        }
+        Ok(NodeFiles {
             name: name.clone(),
             certificate: dir.join(format!("{name}.pem")),
             key: dir.join(format!("{name}.key")),
-        }
+        })
     }
 }
 
 pub(super) fn ca_path(dir: &Path) -> PathBuf {
-    dir.join("ca.pem")
+    dir.join(format!("{CA}.pem"))
 }
 
 pub(super) fn ca_key_path(dir: &Path) -> PathBuf {
-    dir.join("ca.key")
+    dir.join(format!("{CA}.key"))
 }
 
 /// The key first: whoever finds it makes the certificate that follows from it.
