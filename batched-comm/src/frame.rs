@@ -13,7 +13,7 @@
 
 use crate::config::{MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
 use crate::error::FrameError;
-use crate::name::MAX_MAILBOX_NAME_BYTES;
+use crate::name::{ClusterId, MAX_MAILBOX_NAME_BYTES};
 
 /// Everything begins at a multiple of this.
 pub(crate) const ALIGNMENT: usize = 16;
@@ -54,6 +54,28 @@ pub(crate) enum Kind {
     Refused = 4,
     /// A cast to several mailboxes, whose names are joined by [`MAILBOX_SEPARATOR`].
     CastMany = 5,
+    /// The sender belongs to a cluster from now on: its number (u128) and generation (u64) are the body.
+    Cluster = 6,
+}
+
+const CLUSTER_BYTES: usize = 24;
+
+/// The body of a [`Kind::Cluster`].
+pub(crate) fn cluster_body(cluster: ClusterId) -> [u8; CLUSTER_BYTES] {
+    let mut body = [0; CLUSTER_BYTES];
+    body[..16].copy_from_slice(&cluster.id.to_le_bytes());
+    body[16..].copy_from_slice(&cluster.generation.to_le_bytes());
+    body
+}
+
+/// What the body of a [`Kind::Cluster`] says.
+pub(crate) fn cluster_in(body: &[u8]) -> Result<ClusterId, FrameError> {
+    let id = body.first_chunk().map(|bytes| u128::from_le_bytes(*bytes));
+    let generation = body.last_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    match (id, generation) {
+        (Some(id), Some(generation)) if body.len() == CLUSTER_BYTES => Ok(ClusterId { id, generation }),
+        _ => Err(FrameError::Shape("a cluster has 24 bytes")),
+    }
 }
 
 /// Why a call gets no answer from its receiver.
@@ -212,13 +234,14 @@ fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), FrameError> {
         3 => Kind::Reply,
         4 => Kind::Refused,
         5 => Kind::CastMany,
+        6 => Kind::Cluster,
         other => return Err(FrameError::Kind(other)),
     };
     let mailbox_bytes = header[1] as usize;
     let allowed = match kind {
         Kind::Cast | Kind::Call => 1..=MAX_MAILBOX_NAME_BYTES,
         Kind::CastMany => 1..=MAX_JOINED_NAMES_BYTES,
-        Kind::Reply | Kind::Refused => 0..=0,
+        Kind::Reply | Kind::Refused | Kind::Cluster => 0..=0,
     };
     if !allowed.contains(&mailbox_bytes) {
         return Err(FrameError::MailboxName);
@@ -292,6 +315,23 @@ mod tests {
             03000000000000000f0e0d0c0b0a0000
             00000000000000000000000000000000"#]]
         .assert_eq(&hex(&bytes));
+    }
+
+    #[test]
+    fn golden_bytes_of_a_cluster() {
+        let cluster = ClusterId { id: 0x0102, generation: 3 };
+        let body = cluster_body(cluster);
+        let head = Head { kind: Kind::Cluster, mailbox: "", type_number: 0, call: 0 };
+        expect_test::expect![[r#"
+            06000000000000000000000000000000
+            18000000000000000000000000000000
+            02010000000000000000000000000000
+            03000000000000000000000000000000"#]]
+        .assert_eq(&hex(&frame(&head, &body)));
+        assert_eq!(cluster_in(&body), Ok(cluster));
+        for bytes in [&body[..0], &body[..23], &[0; 25]] {
+            assert!(cluster_in(bytes).is_err());
+        }
     }
 
     #[test]

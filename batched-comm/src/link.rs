@@ -54,6 +54,8 @@ pub(crate) struct Link {
     /// Who is on the other side; the name is in its certificate.
     pub(crate) peer: Introduction,
     pub(crate) purpose: Purpose,
+    /// The cluster of this node, as the other side was told.
+    pub(crate) told: Option<ClusterId>,
 }
 
 /// A connection that stands, before the hello.
@@ -180,7 +182,7 @@ impl Linker {
             let (peer, answer) = hello::decode_answer(&bytes, &own).map_err(|error| not_understood(address, error))?;
             answer.map_err(|refusal| ConnectError::Refused { address, refusal })?;
             check(&own, &peer, &names).map_err(|refusal| ConnectError::Refused { address, refusal })?;
-            Ok(Link { connection: connection.clone(), send, recv, peer, purpose })
+            Ok(Link { connection: connection.clone(), send, recv, peer, purpose, told: own.cluster })
         };
         let timed_out = ConnectError::Timeout { address, after: self.hello_timeout };
         let result = timeout(self.hello_timeout, greeting).await.unwrap_or(Err(timed_out));
@@ -212,7 +214,7 @@ impl Linker {
                 Err(HelloError::Malformed(reason)) => Err(Refusal::Malformed(reason.into())),
             };
             match checked {
-                Ok((peer, purpose)) => Some(Link { connection, send, recv, peer, purpose }),
+                Ok((peer, purpose)) => Some(Link { connection, send, recv, peer, purpose, told: None }),
                 Err(refusal) => {
                     tracing::warn!(%address, %refusal, "a connection was refused");
                     refuse(connection, send, &own, &refusal).await;
@@ -225,7 +227,9 @@ impl Linker {
 
     /// Answers the hello of a received link: from here on it is up.
     pub(crate) async fn accept(&self, link: &mut Link) -> bool {
-        let answer = hello::encode_answer(&self.own(), Ok(()));
+        let own = self.own();
+        let answer = hello::encode_answer(&own, Ok(()));
+        link.told = own.cluster;
         let written = timeout(self.hello_timeout, link.send.write_all(&answer)).await;
         matches!(written, Ok(Ok(())))
     }

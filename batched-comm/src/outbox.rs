@@ -63,7 +63,7 @@ pub(crate) enum Urgency {
     Message,
     /// An answer on this lane: has a reserve.
     Answer { lane: u64 },
-    /// Says on this lane that there is no answer: has room where there is none for answers.
+    /// Says on this lane that there is no answer, or whose lane it is: has room where there is none for answers.
     Refusal { lane: u64 },
 }
 

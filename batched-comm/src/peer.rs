@@ -185,7 +185,7 @@ pub(crate) struct Peer {
     name: NodeName,
     outbox: Arc<Outbox>,
     calls: Mutex<Calls<Answer>>,
-    /// A call expires sooner than all others.
+    /// There is something to see to: a call that expires sooner than all others, or the peer's cluster.
     sooner: Notify,
     stats: Stats,
     status: Mutex<Status>,
@@ -199,6 +199,8 @@ struct Status {
     state: PeerState,
     last_address: Option<SocketAddr>,
     instance: Option<u64>,
+    /// The cluster that it says it belongs to.
+    cluster: Option<ClusterId>,
     last_error: Option<String>,
 }
 
@@ -211,7 +213,8 @@ impl Peer {
         wanted: Wanted,
     ) -> (Arc<Peer>, mpsc::Receiver<Box<Offer>>) {
         let (offers, received_offers) = mpsc::channel(MAX_OFFERS);
-        let status = Status { state: PeerState::Idle, last_address: None, instance: None, last_error: None };
+        let status =
+            Status { state: PeerState::Idle, last_address: None, instance: None, cluster: None, last_error: None };
         let peer = Peer {
             outbox: Arc::new(Outbox::new(name.clone(), config, limits)),
             calls: Mutex::new(Calls::new()),

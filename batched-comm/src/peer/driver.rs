@@ -13,9 +13,12 @@ use super::{DownReason, LaneState, Offer, Peer, PeerEvent, PeerState, Stop, Want
 use crate::config::EndpointConfig;
 use crate::connection::{Connection, Dialled, Event, Verdict, backoff};
 use crate::error::{ConnectError, Refusal};
+use crate::frame::{self, Head, Kind};
 use crate::hello::Purpose;
 use crate::link::{Close, Link, Linker, Reached};
 use crate::mailbox::{Answer, Registry};
+use crate::name::ClusterId;
+use crate::outbox::Urgency;
 
 /// How often silence is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
@@ -213,7 +216,7 @@ impl Driver {
     /// Runs a lane from its beginning to its end.
     async fn serve(&mut self, established: Established) -> Option<End> {
         let Established { link, dialled } = established;
-        let Link { connection, send, recv, peer: introduction, .. } = link;
+        let Link { connection, send, recv, peer: introduction, told, .. } = link;
         let instance = introduction.instance;
         self.lanes += 1;
         self.advance(Event::Established { dialled, instance, now: Instant::now() });
@@ -221,6 +224,7 @@ impl Driver {
             let mut status = self.peer.status();
             status.last_address = Some(connection.remote_address());
             status.instance = Some(instance);
+            status.cluster = introduction.cluster;
             status.last_error = None;
         }
         self.peer.stats.connected();
@@ -228,19 +232,19 @@ impl Driver {
         self.peer.lane_state.send_replace(LaneState::Up);
         self.publish(PeerEvent::Up { peer: self.peer.name.clone(), instance });
         let mut tasks = JoinSet::new();
-        tasks.spawn(lane::write(send, self.peer.clone(), self.lanes));
+        let writer = tasks.spawn(lane::write(send, self.peer.clone(), self.lanes)).id();
         let registry = self.parts.registry.clone();
         tasks.spawn(lane::read(recv, self.peer.clone(), registry, self.lanes));
-        let end = self.watch(&connection, introduction.cluster, &mut tasks).await;
-        self.end_lane(&connection, tasks, &end).await;
+        let end = self.watch(&connection, told, &mut tasks).await;
+        self.end_lane(&connection, tasks, writer, &end).await;
         Some(end)
     }
 
-    /// Watches a lane until something ends it.
+    /// Watches a lane until something ends it. `told`: the cluster of this node, as the hello said.
     async fn watch(
         &mut self,
         connection: &quinn::Connection,
-        peer_cluster: Option<crate::name::ClusterId>,
+        mut told: Option<ClusterId>,
         tasks: &mut JoinSet<DownReason>,
     ) -> End {
         let mut ticks = interval(WATCH_INTERVAL.min(self.parts.config.suspect_after() / 4));
@@ -252,10 +256,17 @@ impl Driver {
             if let Some(stop) = wanted.stop {
                 return End::Stop(stop);
             }
+            let peer_cluster = self.peer.status().cluster;
             if let (Some(own), Some(peer)) = (wanted.cluster, peer_cluster)
                 && own != peer
             {
                 return End::Down(DownReason::OtherCluster);
+            }
+            if let Some(own) = wanted.cluster
+                && told != wanted.cluster
+                && self.tell_cluster(own)
+            {
+                told = wanted.cluster;
             }
             let sweep_at = self.peer.calls().next_deadline();
             let sweep_at = sweep_at.map(|at| at.max(last_sweep + SWEEP_INTERVAL));
@@ -288,6 +299,18 @@ impl Driver {
         }
     }
 
+    /// Says over the lane which cluster this node has joined since its hello; when there is no room, it is to
+    /// be tried again.
+    fn tell_cluster(&self, cluster: ClusterId) -> bool {
+        let head = Head { kind: Kind::Cluster, mailbox: "", type_number: 0, call: 0 };
+        let urgency = Urgency::Refusal { lane: self.lanes };
+        let told = self.peer.outbox.push(&head, urgency, |buffer| {
+            buffer.extend_from_slice(&frame::cluster_body(cluster));
+            Ok(())
+        });
+        told.is_ok()
+    }
+
     /// Looks for silence: `Some` when the peer is dead.
     fn look(&mut self, connection: &quinn::Connection, heard: &mut Heard) -> Option<DownReason> {
         let now = Instant::now();
@@ -314,11 +337,25 @@ impl Driver {
     }
 
     /// Ends a lane in order.
-    async fn end_lane(&mut self, connection: &quinn::Connection, mut tasks: JoinSet<DownReason>, end: &End) {
+    async fn end_lane(
+        &mut self,
+        connection: &quinn::Connection,
+        mut tasks: JoinSet<DownReason>,
+        writer: tokio::task::Id,
+        end: &End,
+    ) {
         if matches!(end, End::Stop(Stop::ShutDown)) {
             self.peer.outbox.finish();
+            // The reader may end before, which says nothing.
+            let written = async {
+                while let Some(ended) = tasks.join_next_with_id().await {
+                    if ended.map_or_else(|error| error.id(), |(id, _)| id) == writer {
+                        break;
+                    }
+                }
+            };
             // The writer ends once everything has left; after the timeout it is cut off.
-            let _ = timeout(FLUSH_TIMEOUT, tasks.join_next()).await;
+            let _ = timeout(FLUSH_TIMEOUT, written).await;
         }
         let (reason, close) = match end {
             End::Replaced(_) => (DownReason::Replaced, Close::Replaced),

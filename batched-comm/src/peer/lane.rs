@@ -160,6 +160,12 @@ impl Delivery {
                     self.answers.push((head.call, Answer::Refused(refused)));
                     continue;
                 }
+                Kind::Cluster => {
+                    // The driver compares it.
+                    self.peer.status().cluster = Some(frame::cluster_in(frame.body)?);
+                    self.peer.sooner.notify_one();
+                    continue;
+                }
                 Kind::Cast => None,
                 Kind::CastMany => {
                     for mailbox in head.mailbox.split(frame::MAILBOX_SEPARATOR) {

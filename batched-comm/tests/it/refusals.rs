@@ -60,6 +60,33 @@ async fn a_node_of_no_cluster_talks_to_all_until_it_joins_one() {
 }
 
 #[tokio::test]
+async fn two_fresh_nodes_part_when_they_join_different_clusters() {
+    let (a, b) = pair().await;
+    a.set_cluster(cluster(1, 1));
+    b.set_cluster(cluster(2, 1));
+    for endpoint in [&a, &b] {
+        eventually("the reason", || last_error(endpoint).contains("belongs to")).await;
+    }
+    assert!(!is_up(&a, &b) && !is_up(&b, &a));
+}
+
+#[tokio::test]
+async fn two_fresh_nodes_keep_their_connection_when_they_join_one_cluster() {
+    let (a, b) = pair().await;
+    echo(b.mailbox("echo", 10).unwrap());
+    a.set_cluster(cluster(1, 1));
+    b.set_cluster(cluster(1, 1));
+    // What was told came before the answer.
+    assert_eq!(a.call(&at(&b, "echo"), &note(1), DEADLINE).await.unwrap(), note(1));
+    // A recovery raises the generation on both, one after the other: they part for that moment.
+    assert_eq!(a.peers()[0].traffic.connections, 1);
+    a.set_cluster(cluster(1, 2));
+    eventually("the reason", || last_error(&b).contains("belongs to")).await;
+    b.set_cluster(cluster(1, 2));
+    eventually("a connection", || is_up(&a, &b) && is_up(&b, &a)).await;
+}
+
+#[tokio::test]
 async fn somebody_else_at_a_peers_address_is_refused() {
     let ca = ca();
     let (a, c) = (bind(&ca, "a").await, bind(&ca, "c").await);
