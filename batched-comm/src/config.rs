@@ -177,7 +177,7 @@ impl EndpointConfig {
     }
 
     /// Sets pings and the two thresholds of silence (defaults 100 ms, 400 ms, 1.2 s); they must rise:
-    /// `ping_interval * 2 <= suspect_after <= dead_after`.
+    /// `ping_interval * 2 <= suspect_after` and `suspect_after + ping_interval <= dead_after`.
     pub fn with_liveness(
         self,
         ping_interval: Duration,
@@ -186,7 +186,7 @@ impl EndpointConfig {
     ) -> Result<Self, ConfigError> {
         let longest = Duration::from_secs(60);
         in_range("dead_after", dead_after, Duration::from_millis(20), longest)?;
-        in_range("suspect_after", suspect_after, Duration::from_millis(10), dead_after)?;
+        in_range("suspect_after", suspect_after, Duration::from_millis(10), dead_after.saturating_sub(ping_interval))?;
         in_range("ping_interval", ping_interval, Duration::from_millis(5), suspect_after / 2)?;
         Ok(EndpointConfig { ping_interval, suspect_after, dead_after, ..self })
     }
@@ -230,6 +230,7 @@ mod tests {
         let config = EndpointConfig::new();
         assert!(config.clone().with_liveness(ms(100), ms(150), ms(1000)).is_err());
         assert!(config.clone().with_liveness(ms(100), ms(900), ms(800)).is_err());
+        assert!(config.clone().with_liveness(ms(50), ms(100), ms(120)).is_err());
         assert!(config.clone().with_liveness(ms(50), ms(100), ms(300)).is_ok());
         assert!(config.clone().with_backoff(ms(10), ms(5)).is_err());
         assert!(config.with_max_message_bytes(MAX_MESSAGE_BYTES + 1).is_err());
