@@ -253,6 +253,11 @@ impl Peer {
         })
     }
 
+    /// Whether nothing is lost with it: it is not connected, and has no address to dial.
+    pub(crate) fn is_forgettable(&self) -> bool {
+        self.status().state == PeerState::Idle && self.wanted.borrow().addresses.is_empty()
+    }
+
     /// Returns once the driver has stopped.
     pub(crate) async fn ended(&self) {
         let mut lane_state = self.lane_state.subscribe();

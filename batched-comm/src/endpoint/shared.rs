@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::runtime;
@@ -19,7 +19,7 @@ use crate::link::{Close, Linker};
 use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
 use crate::message::Body;
 use crate::name::{Address, NodeName};
-use crate::peer::{Driver, Parts, Peer, PeerEvent, Wanted, refused_call};
+use crate::peer::{Driver, Parts, Peer, PeerEvent, Stop, Wanted, refused_call};
 
 /// Peers that are known at once; who comes beyond is turned away.
 pub const MAX_PEERS: usize = 4096;
@@ -35,13 +35,39 @@ pub(super) struct Shared {
     pub(super) linker: Arc<Linker>,
     pub(super) registry: Arc<Registry>,
     pub(super) bulk_registry: Arc<BulkRegistry>,
-    peers: RwLock<HashMap<NodeName, Arc<Peer>>>,
+    peers: RwLock<Peers>,
     pub(super) events: broadcast::Sender<PeerEvent>,
     /// All tasks; `None` once the endpoint is shut down.
     tasks: Mutex<Option<JoinSet<()>>>,
     closed: AtomicBool,
     /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
     runtime: runtime::Handle,
+}
+
+#[derive(Default)]
+struct Peers {
+    by_name: HashMap<NodeName, Arc<Peer>>,
+    /// Peers that were removed and may not have ended yet.
+    ending: HashMap<NodeName, Weak<Peer>>,
+}
+
+impl Peers {
+    fn remove(&mut self, name: &NodeName) -> Option<Arc<Peer>> {
+        let peer = self.by_name.remove(name)?;
+        // Its driver holds it to the end.
+        self.ending.retain(|_, ending| ending.strong_count() > 0);
+        self.ending.insert(name.clone(), Arc::downgrade(&peer));
+        Some(peer)
+    }
+
+    /// Forgets one that is not connected and has no address.
+    fn evict(&mut self) {
+        let idle = self.by_name.iter().find(|(_, peer)| peer.is_forgettable());
+        let name = idle.map(|(name, _)| name.clone());
+        if let Some(peer) = name.and_then(|name| self.remove(&name)) {
+            peer.want(|wanted| wanted.stop = Some(Stop::Removed));
+        }
+    }
 }
 
 /// Where a message goes.
@@ -84,7 +110,7 @@ impl Shared {
     }
 
     pub(super) fn peer(&self, name: &NodeName) -> Option<Arc<Peer>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_name.get(name).cloned()
     }
 
     /// Forgets a peer.
@@ -98,16 +124,22 @@ impl Shared {
 
     pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.values().cloned().collect()
+        peers.by_name.values().cloned().collect()
     }
 
     /// `None` for this node itself, beyond the bound, and after the end.
     pub(super) fn peer_or_new(&self, name: &NodeName) -> Option<Arc<Peer>> {
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(peer) = peers.get(name) {
+        if let Some(peer) = peers.by_name.get(name) {
             return Some(peer.clone());
         }
-        if *name == self.name || peers.len() >= MAX_PEERS || self.is_closed() {
+        if *name == self.name || self.is_closed() {
+            return None;
+        }
+        if peers.by_name.len() >= MAX_PEERS {
+            peers.evict();
+        }
+        if peers.by_name.len() >= MAX_PEERS {
             return None;
         }
         let cluster = self.linker.own().cluster;
@@ -121,8 +153,15 @@ impl Shared {
             config: self.config.clone(),
         };
         let driver = Driver::new(peer.clone(), offers, parts, self.name < *name);
-        self.spawn(driver.run());
-        peers.insert(name.clone(), peer.clone());
+        let predecessor = peers.ending.remove(name).and_then(|ending| ending.upgrade());
+        self.spawn(async move {
+            // Else its last event would come after the first ones of the new one.
+            if let Some(predecessor) = predecessor {
+                predecessor.ended().await;
+            }
+            driver.run().await;
+        });
+        peers.by_name.insert(name.clone(), peer.clone());
         Some(peer)
     }
 

@@ -242,6 +242,40 @@ async fn a_removed_peer_is_forgotten_and_may_dial_again() {
     connect(&b, &a).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_comes_back_at_once_is_down_before_it_is_up() {
+    let (a, b) = pair().await;
+    let mut events = a.events();
+    for _ in 0..50 {
+        a.remove_peer(b.name());
+        a.set_peer(b.name(), vec![b.local_address()]);
+        eventually("a connection", || is_up(&a, &b)).await;
+    }
+    let mut was_up = true;
+    while let Ok(event) = events.try_recv() {
+        let is_up = match event {
+            PeerEvent::Up { .. } => true,
+            PeerEvent::Down { .. } => false,
+            PeerEvent::Suspect { .. } | PeerEvent::Alive { .. } => continue,
+        };
+        assert_ne!(is_up, was_up, "up and down in turn");
+        was_up = is_up;
+    }
+    assert!(was_up);
+}
+
+#[tokio::test]
+async fn at_the_bound_a_peer_without_an_address_makes_room() {
+    let ca = ca();
+    let (a, b) = (bind(&ca, "a").await, bind(&ca, "b").await);
+    for n in 0..batched_comm::MAX_PEERS {
+        a.set_peer(&format!("gone{n}").parse().unwrap(), Vec::new());
+    }
+    assert_eq!(a.peers().len(), batched_comm::MAX_PEERS);
+    connect(&b, &a).await;
+    assert_eq!(a.peers().len(), batched_comm::MAX_PEERS);
+}
+
 #[tokio::test]
 async fn a_peer_that_moved_is_found_at_its_new_address() {
     let ca = ca();
