@@ -11,10 +11,11 @@
 //! A transfer that is given up is *reset* on both sides, so that its receiver never takes half of it for
 //! the whole: only FIN is an end.
 
+mod connections;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt, WriteError};
@@ -24,8 +25,11 @@ use tokio::time::timeout;
 
 use crate::config::MAX_MESSAGE_BYTES;
 use crate::error::{BulkError, MailboxError};
-use crate::link::{Close, describe};
+use crate::link::describe;
 use crate::name::{MailboxName, NodeName};
+use connections::Use;
+
+pub(crate) use connections::BulkLink;
 
 /// A transfer's header is at most this long.
 pub const MAX_BULK_HEADER_BYTES: usize = 64 * 1024;
@@ -41,8 +45,6 @@ const MAX_CHUNK_BYTES: usize = 256 * 1024;
 const LOCAL_CHUNKS: usize = 8;
 /// How long the header of a transfer may take.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection is kept when no transfer uses it.
-const LINGER: Duration = Duration::from_secs(5);
 /// The code of a stream that was given up.
 const ABORTED: VarInt = VarInt::from_u32(1);
 
@@ -383,102 +385,6 @@ async fn receive(mut send: SendStream, mut recv: RecvStream, from: NodeName, reg
         // The reply first: the sender looks for it when it is stopped.
         let _ = write_reply(send, status, b"").await;
         let _ = recv.stop(ABORTED);
-    }
-}
-
-/// The second connection to one peer, while it is used.
-#[derive(Default)]
-pub(crate) struct BulkLink {
-    connection: tokio::sync::Mutex<Option<quinn::Connection>>,
-    uses: Arc<Uses>,
-}
-
-#[derive(Debug)]
-struct Uses {
-    started: Instant,
-    running: AtomicU64,
-    /// When the last one ended, in milliseconds after `started`.
-    last_end_ms: AtomicU64,
-}
-
-impl Default for Uses {
-    fn default() -> Self {
-        Uses { started: Instant::now(), running: AtomicU64::new(0), last_end_ms: AtomicU64::new(0) }
-    }
-}
-
-/// Keeps the connection while it lives.
-#[derive(Debug)]
-struct Use(Arc<Uses>);
-
-impl Use {
-    fn new(uses: &Arc<Uses>) -> Use {
-        uses.running.fetch_add(1, Ordering::SeqCst);
-        Use(uses.clone())
-    }
-}
-
-impl Drop for Use {
-    fn drop(&mut self) {
-        let ms = self.0.started.elapsed().as_millis() as u64;
-        self.0.last_end_ms.store(ms, Ordering::SeqCst);
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl BulkLink {
-    /// Begins a transfer; `connect` makes the connection when there is none.
-    pub(crate) async fn open<C>(
-        &self,
-        mailbox: &MailboxName,
-        header: &[u8],
-        connect: impl FnOnce() -> C,
-    ) -> Result<BulkSender, BulkError>
-    where
-        C: Future<Output = Result<quinn::Connection, BulkError>>,
-    {
-        check_header(header)?;
-        let this_use = Use::new(&self.uses);
-        let mut slot = self.connection.lock().await;
-        let connection = match slot.as_ref().filter(|there| there.close_reason().is_none()) {
-            Some(connection) => connection.clone(),
-            None => slot.insert(connect().await?).clone(),
-        };
-        drop(slot);
-        let opened = connection.open_bi().await;
-        let (send, recv) = opened.map_err(|e| BulkError::Lost { reason: describe(&e) })?;
-        let way = SenderWay::Remote { send, recv, _use: this_use };
-        let mut sender = BulkSender { way, mailbox: mailbox.clone(), writing: false, early: None };
-        let name = mailbox.as_str();
-        let mut bytes = Vec::with_capacity(FIXED_BYTES + name.len() + header.len());
-        // Both lengths were checked: 64 bytes and 64 KiB.
-        bytes.extend_from_slice(&[VERSION, name.len() as u8, 0, 0]);
-        bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.extend_from_slice(header);
-        sender.write(bytes.into()).await?;
-        Ok(sender)
-    }
-
-    /// Closes the connection when nobody has used it for a while.
-    pub(crate) fn sweep(&self) {
-        let uses = &self.uses;
-        let last_end = Duration::from_millis(uses.last_end_ms.load(Ordering::SeqCst));
-        let idle =
-            uses.running.load(Ordering::SeqCst) == 0 && uses.started.elapsed().saturating_sub(last_end) >= LINGER;
-        if idle {
-            self.close(Close::Normal);
-        }
-    }
-
-    /// Closes the connection; running transfers are lost.
-    pub(crate) fn close(&self, why: Close) {
-        // Whoever holds the lock is just opening a transfer, and will see what becomes of it.
-        if let Ok(mut slot) = self.connection.try_lock()
-            && let Some(connection) = slot.take()
-        {
-            connection.close(why.code(), b"");
-        }
     }
 }
 

@@ -13,8 +13,9 @@ use crate::hello::{self, HelloError, Introduction, PREFIX_BYTES, Purpose};
 use crate::name::{ClusterId, NodeName};
 use crate::tls;
 
-/// Bulk transfers that may run at once over one connection; a lane needs one stream.
-const MAX_STREAMS: u32 = 64;
+/// Bulk transfers that may run at once over one connection; a lane needs one stream. Below the connection's
+/// window by one stream's: transfers that nobody reads do not stop those that somebody reads.
+const MAX_STREAMS: u32 = CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES - 1;
 /// What one stream may send before it is read.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What all streams of a connection may send before it is read.
@@ -61,6 +62,7 @@ pub(crate) struct Link {
 /// A connection that stands, before the hello.
 pub(crate) struct Reached {
     address: SocketAddr,
+    expected: Option<NodeName>,
     connection: quinn::Connection,
     names: Vec<NodeName>,
 }
@@ -157,13 +159,13 @@ impl Linker {
                 let found = names.iter().map(NodeName::to_string).collect();
                 Err(ConnectError::WrongName { address, found, expected: expected.clone() })
             }
-            _ => Ok(Reached { address, connection, names }),
+            _ => Ok(Reached { address, expected: expected.cloned(), connection, names }),
         }
     }
 
     /// Sends the hello and waits for its answer.
     pub(crate) async fn greet(&self, reached: Reached, purpose: Purpose) -> Result<Link, ConnectError> {
-        let Reached { address, connection, names } = reached;
+        let Reached { address, expected, connection, names } = reached;
         let greeting = async {
             let lost = |reason: String| ConnectError::Handshake { address, reason };
             let opened = connection.open_bi().await;
@@ -182,6 +184,10 @@ impl Linker {
             let (peer, answer) = hello::decode_answer(&bytes, &own).map_err(|error| not_understood(address, error))?;
             answer.map_err(|refusal| ConnectError::Refused { address, refusal })?;
             check(&own, &peer, &names).map_err(|refusal| ConnectError::Refused { address, refusal })?;
+            // A certificate may be for several names: only the one that was dialled will do.
+            if let Some(expected) = expected.filter(|expected| *expected != peer.name) {
+                return Err(ConnectError::WrongName { address, found: vec![peer.name.to_string()], expected });
+            }
             Ok(Link { connection: connection.clone(), send, recv, peer, purpose, told: own.cluster })
         };
         let timed_out = ConnectError::Timeout { address, after: self.hello_timeout };
@@ -223,6 +229,11 @@ impl Linker {
             }
         };
         timeout(self.hello_timeout, receiving).await.ok().flatten()
+    }
+
+    /// How long a connection may take until its hello is answered.
+    pub(crate) fn hello_timeout(&self) -> Duration {
+        self.hello_timeout
     }
 
     /// Answers the hello of a received link: from here on it is up.

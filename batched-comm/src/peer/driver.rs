@@ -196,6 +196,10 @@ impl Driver {
 
     /// Whether to take what the peer dialled; when not, it goes back to be told.
     fn judge(&self, offer: Box<Offer>) -> Option<Box<Offer>> {
+        if offer.link.connection.close_reason().is_some() {
+            // It ended while it waited, and must not end the one there is.
+            return None;
+        }
         let verdict = self.connection.offered(self.own_is_lower, offer.link.peer.instance);
         if verdict == Verdict::Accept {
             return Some(offer);
@@ -247,7 +251,7 @@ impl Driver {
         mut told: Option<ClusterId>,
         tasks: &mut JoinSet<DownReason>,
     ) -> End {
-        let mut ticks = interval(WATCH_INTERVAL.min(self.parts.config.suspect_after() / 4));
+        let mut ticks = interval(self.watch_interval());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Heard { datagrams: 0, at: Instant::now() };
         let mut last_sweep = Instant::now();
@@ -299,6 +303,10 @@ impl Driver {
         }
     }
 
+    fn watch_interval(&self) -> Duration {
+        WATCH_INTERVAL.min(self.parts.config.suspect_after() / 4)
+    }
+
     /// Says over the lane which cluster this node has joined since its hello; when there is no room, it is to
     /// be tried again.
     fn tell_cluster(&self, cluster: ClusterId) -> bool {
@@ -326,7 +334,7 @@ impl Driver {
         let silence = now.saturating_duration_since(heard.at);
         let config = &self.parts.config;
         // Silence began up to one interval before it was seen.
-        if silence + WATCH_INTERVAL >= config.dead_after() {
+        if silence + self.watch_interval() >= config.dead_after() {
             return Some(DownReason::Dead);
         }
         if silence >= config.suspect_after() && matches!(self.connection, Connection::Up { .. }) {
@@ -363,6 +371,7 @@ impl Driver {
             End::Stop(Stop::ShutDown) => (DownReason::ShutDown, Close::ShutDown),
             End::Down(reason) => (reason.clone(), close_code(reason)),
         };
+        let instance = self.peer.status().instance.unwrap_or_default();
         let unsent = self.peer.outbox.close();
         self.peer.lane_state.send_replace(LaneState::Down);
         connection.close(close.code(), reason.to_string().as_bytes());
@@ -370,7 +379,7 @@ impl Driver {
         self.fail_calls(&unsent);
         self.peer.stats.dropped(unsent.messages);
         if close != Close::Replaced {
-            self.peer.bulk.close(close);
+            self.peer.bulk.close(instance, close);
         }
         tracing::debug!(peer = %self.peer.name, %reason, "a connection ended");
         self.peer.status().last_error = Some(reason.to_string());
@@ -422,7 +431,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let unsent = self.peer.outbox.close();
         self.fail_calls(&unsent);
-        self.peer.bulk.close(Close::ShutDown);
+        let removed = self.wanted.borrow().stop == Some(Stop::Removed);
+        self.peer.bulk.end(if removed { Close::Removed } else { Close::ShutDown });
         self.peer.lane_state.send_replace(LaneState::Ended);
     }
 }

@@ -151,6 +151,39 @@ async fn nobody_listening_and_too_many_waiting_are_told() {
 }
 
 #[tokio::test]
+async fn transfers_that_nobody_reads_do_not_stop_the_others() {
+    let (a, b) = pair().await;
+    let mut listener = b.bulk_listener("snapshots", 100).unwrap();
+    let short = Duration::from_millis(100);
+    let mut stuck = Vec::new();
+    // More wait for a place, and are told when there is none.
+    let refused = loop {
+        let mut sender = match soon("a transfer or an error", a.open_bulk(&at(&b, "snapshots"), b"")).await {
+            Ok(sender) => sender,
+            Err(error) => break error,
+        };
+        while let Ok(written) = tokio::time::timeout(short, sender.write(chunk(1).into())).await {
+            written.unwrap();
+        }
+        stuck.push((sender, soon("a transfer", listener.accept()).await.unwrap()));
+        assert!(stuck.len() < 8, "they have taken the whole window");
+    };
+    assert!(matches!(refused, BulkError::Lost { .. }), "{refused}");
+    drop(stuck.pop());
+    let mut sender = soon("a place", a.open_bulk(&at(&b, "snapshots"), b"")).await.unwrap();
+    let mut receiver = soon("a transfer", listener.accept()).await.unwrap();
+    let reading = tokio::spawn(async move {
+        let bytes = read_all(&mut receiver).await.unwrap().len();
+        receiver.reply(bytes.to_string().as_bytes()).await.unwrap();
+    });
+    for n in 0..CHUNKS {
+        soon("room", sender.write(chunk(n).into())).await.unwrap();
+    }
+    assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"8388608");
+    reading.await.unwrap();
+}
+
+#[tokio::test]
 async fn calls_go_on_beside_a_bulk_transfer() {
     let (a, b) = pair().await;
     echo(b.mailbox("echo", 10).unwrap());

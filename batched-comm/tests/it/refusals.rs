@@ -254,6 +254,66 @@ async fn a_stranger_that_never_says_hello_is_cut_off() {
     victim.lives().await;
 }
 
+/// A connection after its hello for `purpose`, which was answered.
+async fn greeted(stranger: &Stranger, victim: &Victim, purpose: u8) -> quinn::Connection {
+    let connection = stranger.connect(&victim.endpoint).await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&hello("mallory", 1, purpose)).await.unwrap();
+    let mut answer = [0; 16];
+    soon("the answer", recv.read_exact(&mut answer)).await.unwrap();
+    assert_eq!((&answer[..4], answer[8]), (&b"BCre"[..], 0));
+    connection
+}
+
+#[tokio::test]
+async fn a_probe_that_stays_is_cut_off() {
+    let victim = victim().await;
+    let connection = greeted(&victim.stranger(Some("mallory")), &victim, 3).await;
+    soon("the end", connection.closed()).await;
+    victim.lives().await;
+}
+
+#[tokio::test]
+async fn bulk_connections_are_few_and_end_with_their_peer() {
+    let victim = victim().await;
+    let stranger = victim.stranger(Some("mallory"));
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        connections.push(greeted(&stranger, &victim, 2).await);
+    }
+    soon("the end of the oldest", connections[0].closed()).await;
+    assert!(connections[1..].iter().all(|connection| connection.close_reason().is_none()));
+    victim.endpoint.remove_peer(&"mallory".parse().unwrap());
+    for connection in &connections {
+        soon("the end", connection.closed()).await;
+    }
+    victim.lives().await;
+}
+
+#[tokio::test]
+async fn first_packets_with_made_up_senders_lock_nobody_out() {
+    const PACKETS: usize = 400;
+    let victim = victim().await;
+    let stranger = victim.stranger(Some("mallory"));
+    // Takes the first packets of many connections, and never answers what comes back.
+    let relay = tokio::net::UdpSocket::bind(any_port()).await.unwrap();
+    let mut dialling = Vec::new();
+    let mut packet = [0; 2048];
+    for _ in 0..PACKETS {
+        dialling.push(stranger.quic.connect(relay.local_addr().unwrap(), "victim").unwrap());
+        loop {
+            let (bytes, from) = soon("a packet", relay.recv_from(&mut packet)).await.unwrap();
+            if from != victim.endpoint.local_address() {
+                relay.send_to(&packet[..bytes], victim.endpoint.local_address()).await.unwrap();
+                break;
+            }
+        }
+    }
+    let late = Endpoint::bind(any_port(), Identity::dev(victim.dir.path(), "late").unwrap()).await.unwrap();
+    assert_eq!(late.probe(victim.endpoint.local_address(), DEADLINE).await.unwrap(), *victim.endpoint.name());
+    victim.lives().await;
+}
+
 #[tokio::test]
 async fn garbage_after_the_hello_closes_the_connection_with_a_reason() {
     let victim = victim().await;
@@ -282,12 +342,7 @@ async fn bad_bulk_headers_are_refused_and_the_next_transfer_works() {
     let victim = victim().await;
     let mut listener = victim.endpoint.bulk_listener("in", 1).unwrap();
     let stranger = victim.stranger(Some("mallory"));
-    let connection = stranger.connect(&victim.endpoint).await.unwrap();
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&hello("mallory", 1, 2)).await.unwrap();
-    let mut answer = [0; 16];
-    soon("the answer", recv.read_exact(&mut answer)).await.unwrap();
-    assert_eq!((&answer[..4], answer[8]), (&b"BCre"[..], 0));
+    let connection = greeted(&stranger, &victim, 2).await;
     for bad in
         [&[9u8, 2, 0, 0, 0, 0, 0, 0][..], &[1, 2, 0, 0, 0xff, 0xff, 0xff, 0xff], &[1, 2, 0, 0, 0, 0, 0, 0, 0xff, 0]]
     {
