@@ -25,6 +25,7 @@ use crate::mailbox::Mailbox;
 use crate::message::{self, Body, Message, Request};
 use crate::name::{Address, ClusterId, NodeName};
 use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerStatus, Stop};
+use crate::socket::ClosableSocket;
 use crate::tls::Identity;
 
 pub use shared::MAX_PEERS;
@@ -84,13 +85,14 @@ impl Endpoint {
         };
         let socket = bind_socket(address).map_err(failed)?;
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
-        let released = Arc::downgrade(&socket);
-        let quic = quinn::Endpoint::new_with_abstract_socket(identity.quic_config(), Some(server), socket, runtime);
+        let socket = Arc::new(ClosableSocket::new(socket).map_err(failed)?);
+        let quic =
+            quinn::Endpoint::new_with_abstract_socket(identity.quic_config(), Some(server), socket.clone(), runtime);
         let quic = quic.map_err(failed)?;
         let local_address = quic.local_addr().map_err(failed)?;
         let instance = config.instance().unwrap_or_else(rand::random);
         let own = Introduction { name: identity.name().clone(), cluster: None, instance };
-        let linker = Linker::new(quic, released, client, own, config.hello_timeout());
+        let linker = Linker::new(quic, socket, client, own, config.hello_timeout());
         let name = identity.name().clone();
         let shared = Arc::new(Shared::new(name, local_address, linker, config, handle));
         shared.spawn(accept::run(shared.clone()));

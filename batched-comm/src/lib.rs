@@ -4,6 +4,7 @@ mod endpoint;
 mod peer;
 mod bulk;
 mod link;
+mod socket;
 mod mailbox;
 mod outbox;
 mod line;

@@ -1,7 +1,7 @@
 //! A QUIC connection whose two sides know each other: TLS, names compared, hello answered.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
@@ -11,6 +11,7 @@ use crate::config::EndpointConfig;
 use crate::error::{ConnectError, Refusal};
 use crate::hello::{self, HelloError, Introduction, PREFIX_BYTES, Purpose};
 use crate::name::{ClusterId, NodeName};
+use crate::socket::ClosableSocket;
 use crate::tls;
 
 /// Bulk transfers that may run at once over one connection; a lane needs one stream. Below the connection's
@@ -24,7 +25,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// How long who was refused may take to read why.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often it is looked whether quinn has let the socket go: it does so within a turn or two of its task.
+/// How often it is looked whether nobody is within a call into the socket any more.
 const SOCKET_POLL: Duration = Duration::from_millis(1);
 /// A client has to name the server; nobody looks at it, because names are compared by certificate.
 const SERVER_NAME: &str = "node";
@@ -71,8 +72,7 @@ pub(crate) struct Reached {
 pub(crate) struct Linker {
     /// Gone once it was released.
     quic: RwLock<Option<quinn::Endpoint>>,
-    /// The socket lives while somebody in quinn holds it.
-    socket: Weak<dyn quinn::AsyncUdpSocket>,
+    socket: Arc<ClosableSocket>,
     client: RwLock<quinn::ClientConfig>,
     own: RwLock<Introduction>,
     hello_timeout: Duration,
@@ -81,7 +81,7 @@ pub(crate) struct Linker {
 impl Linker {
     pub(crate) fn new(
         quic: quinn::Endpoint,
-        socket: Weak<dyn quinn::AsyncUdpSocket>,
+        socket: Arc<ClosableSocket>,
         client: quinn::ClientConfig,
         own: Introduction,
         hello_timeout: Duration,
@@ -94,24 +94,17 @@ impl Linker {
         self.quic.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lets the socket go, whoever still holds this: waits for goodbyes to leave and for quinn's own task to end,
-    /// each at most `patience`, so that the address can be bound again.
+    /// Lets the socket go, whoever still holds this or a connection: waits for goodbyes to leave, at most
+    /// `patience`, and closes it, so that the address can be bound again.
     pub(crate) async fn release(&self, patience: Duration) {
         let quic = self.quic.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(quic) = quic else { return };
-        if timeout(patience, quic.wait_idle()).await.is_err() {
-            // A handshake that nobody answers drains for seconds. It may do so on a socket of its own; twice,
-            // because quinn reads on from the one before the last.
-            for _ in 0..2 {
-                let spare = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
-                if let Err(error) = spare.and_then(|spare| quic.rebind(spare)) {
-                    tracing::debug!(%error, "the address stays taken until the last connection has drained");
-                }
-            }
-        }
+        // A handshake that nobody answers drains for seconds. It may do so without a socket.
+        let _ = timeout(patience, quic.wait_idle()).await;
         drop(quic);
+        let Some(socket) = self.socket.close() else { return };
         let gone = async {
-            while self.socket.strong_count() > 0 {
+            while socket.strong_count() > 0 {
                 sleep(SOCKET_POLL).await;
             }
         };

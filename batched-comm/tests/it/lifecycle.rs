@@ -451,6 +451,19 @@ async fn after_a_shutdown_the_address_is_free_though_clones_live() {
 }
 
 #[tokio::test]
+async fn ends_of_bulk_transfers_that_are_held_do_not_keep_the_address() {
+    let (a, b) = pair().await;
+    let mut listener = b.bulk_listener("in", 4).unwrap();
+    let sender = a.open_bulk(&at(&b, "in"), b"x").await.unwrap();
+    let receiver = soon("a transfer", listener.accept()).await.unwrap();
+    for endpoint in [&a, &b] {
+        endpoint.shutdown().await;
+        Endpoint::bind(endpoint.local_address(), ca().issue("next").unwrap()).await.unwrap();
+    }
+    drop((sender, receiver));
+}
+
+#[tokio::test]
 async fn a_peer_that_never_answers_does_not_keep_the_address() {
     let ca = ca();
     let a = ca.issue("a").unwrap();
