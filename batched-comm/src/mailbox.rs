@@ -388,19 +388,20 @@ impl Registry {
 }
 
 impl Mailboxes<'_> {
-    /// Puts a message into its mailbox; gives whom to wake, or why not with the message.
-    pub(crate) fn deliver(&self, mailbox: &str, incoming: Incoming) -> Result<Option<Waker>, (Incoming, Refused)> {
+    /// Puts a message into its mailbox, and makes it only when it is taken; gives whom to wake, or why not.
+    pub(crate) fn deliver(&self, mailbox: &str, incoming: impl FnOnce() -> Incoming) -> Result<Option<Waker>, Refused> {
         let Some(queue) = self.0.by_name.get(mailbox) else {
-            return Err((incoming, Refused::UnknownMailbox));
+            return Err(Refused::UnknownMailbox);
         };
         let mut state = queue.state();
         if state.closed {
-            return Err((incoming, Refused::UnknownMailbox));
+            return Err(Refused::UnknownMailbox);
         }
         let full = state.incoming.len() >= queue.capacity || state.bytes >= MAX_MAILBOX_BYTES;
         if full {
-            return Err((incoming, Refused::MailboxFull));
+            return Err(Refused::MailboxFull);
         }
+        let incoming = incoming();
         state.bytes += incoming.body.len();
         state.incoming.push_back(incoming);
         Ok(state.waker.take())
@@ -462,14 +463,14 @@ mod tests {
         assert!(matches!(registry.register("a", 2), Err(MailboxError::Exists { .. })));
         assert!(matches!(registry.register("b", 0), Err(MailboxError::Capacity { .. })));
         for n in 0..2 {
-            assert!(registry.mailboxes().deliver("a", cast(&[n])).is_ok());
+            assert!(registry.mailboxes().deliver("a", || cast(&[n])).is_ok());
         }
-        let refused = registry.mailboxes().deliver("a", cast(b"x")).unwrap_err().1;
+        let refused = registry.mailboxes().deliver("a", || panic!("nobody takes it")).unwrap_err();
         assert_eq!(refused, Refused::MailboxFull);
         assert_eq!(mailbox.try_recv().unwrap().body(), [0]);
-        assert!(registry.mailboxes().deliver("a", cast(b"x")).is_ok());
+        assert!(registry.mailboxes().deliver("a", || cast(b"x")).is_ok());
         drop(mailbox);
-        let refused = registry.mailboxes().deliver("a", cast(b"x")).unwrap_err().1;
+        let refused = registry.mailboxes().deliver("a", || cast(b"x")).unwrap_err();
         assert_eq!(refused, Refused::UnknownMailbox);
         assert!(registry.register("a", 1).is_ok());
     }
@@ -489,7 +490,7 @@ mod tests {
         let (sender, mut receiver) = oneshot::channel();
         let reply = ReplyHandle::local(node.clone(), sender);
         let call = Incoming::new(node.clone(), 1, Body::default(), Some(reply));
-        registry.mailboxes().deliver("a", call).unwrap();
+        registry.mailboxes().deliver("a", || call).unwrap();
         drop(mailbox);
         let answer = receiver.try_recv().unwrap();
         assert!(matches!(answer, Answer::Refused(Refused::UnknownMailbox)));

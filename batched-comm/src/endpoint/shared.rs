@@ -210,14 +210,14 @@ impl Shared {
         if body.len() > max_bytes {
             return Err(SendError::TooLarge { given_bytes: body.len(), max_bytes });
         }
-        let incoming = Incoming::new(self.name.clone(), type_number, body, reply);
+        let incoming = || Incoming::new(self.name.clone(), type_number, body, reply);
         let delivered = self.registry.mailboxes().deliver(to.mailbox.as_str(), incoming);
         match delivered {
             Ok(waker) => {
                 waker.into_iter().for_each(std::task::Waker::wake);
                 Ok(())
             }
-            Err((_, refused)) => match refused_call(self.name.clone(), &to.mailbox, refused) {
+            Err(refused) => match refused_call(self.name.clone(), &to.mailbox, refused) {
                 CallError::NotSent(error) => Err(error),
                 _ => Err(SendError::ShutDown),
             },

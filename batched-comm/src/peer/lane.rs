@@ -14,7 +14,7 @@ use super::{DownReason, Peer};
 use crate::batcher::Gathered;
 use crate::calls::Delivered;
 use crate::error::FrameError;
-use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Batch, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
+use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Batch, Frame, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
 use crate::link::describe;
 use crate::mailbox::{Answer, Incoming, Mailboxes, Registry, ReplyHandle};
 use crate::message::Body;
@@ -150,42 +150,49 @@ impl Delivery {
         for frame in batch.frames() {
             let frame = frame?;
             let head = frame.head;
-            let reply = match head.kind {
+            match head.kind {
                 Kind::Reply => {
                     self.answers.push((head.call, Answer::Reply(Body::copy_from(frame.body))));
-                    continue;
                 }
                 Kind::Refused => {
                     let refused = Refused::from_number(head.type_number);
                     self.answers.push((head.call, Answer::Refused(refused)));
-                    continue;
                 }
                 Kind::Cluster => {
                     // The driver compares it.
                     self.peer.status().cluster = Some(frame::cluster_in(frame.body)?);
                     self.peer.sooner.notify_one();
-                    continue;
                 }
-                Kind::Cast => None,
+                Kind::Cast => dropped += self.deliver_frame(&mailboxes, head.mailbox, &frame, None),
                 Kind::CastMany => {
                     for mailbox in head.mailbox.split(frame::MAILBOX_SEPARATOR) {
-                        let body = Body::copy_from(frame.body);
-                        let incoming = Incoming::new(self.peer.name.clone(), head.type_number, body, None);
-                        dropped += deliver(&mailboxes, mailbox, incoming);
+                        dropped += self.deliver_frame(&mailboxes, mailbox, &frame, None);
                     }
-                    continue;
                 }
-                Kind::Call => {
-                    let outbox = self.peer.outbox.clone();
-                    Some(ReplyHandle::remote(outbox, self.lane, head.call))
-                }
-            };
-            let body = Body::copy_from(frame.body);
-            let incoming = Incoming::new(self.peer.name.clone(), head.type_number, body, reply);
-            dropped += deliver(&mailboxes, head.mailbox, incoming);
+                Kind::Call => dropped += self.deliver_frame(&mailboxes, head.mailbox, &frame, Some(head.call)),
+            }
         }
         self.peer.stats.dropped(dropped);
         Ok(())
+    }
+
+    /// Delivers a message to one mailbox; answers how many were dropped.
+    fn deliver_frame(&self, mailboxes: &Mailboxes<'_>, mailbox: &str, frame: &Frame<'_>, call: Option<u64>) -> u64 {
+        let reply = || call.map(|call| ReplyHandle::remote(self.peer.outbox.clone(), self.lane, call));
+        let incoming = || {
+            let body = Body::copy_from(frame.body);
+            Incoming::new(self.peer.name.clone(), frame.head.type_number, body, reply())
+        };
+        match mailboxes.deliver(mailbox, incoming) {
+            Ok(waker) => {
+                waker.into_iter().for_each(std::task::Waker::wake);
+                0
+            }
+            Err(refused) => {
+                reply().into_iter().for_each(|reply| reply.refuse(refused));
+                1
+            }
+        }
     }
 
     /// Hands the answers of a batch to their callers, under one lock.
@@ -205,20 +212,5 @@ impl Delivery {
         drop(calls);
         wakers.into_iter().for_each(std::task::Waker::wake);
         self.peer.stats.dropped(late);
-    }
-}
-
-/// Delivers one message; answers how many were dropped.
-fn deliver(mailboxes: &Mailboxes<'_>, mailbox: &str, incoming: Incoming) -> u64 {
-    match mailboxes.deliver(mailbox, incoming) {
-        Ok(waker) => {
-            waker.into_iter().for_each(std::task::Waker::wake);
-            0
-        }
-        Err((incoming, refused)) => {
-            let (_, _, _, reply) = incoming.into_parts();
-            reply.into_iter().for_each(|reply| reply.refuse(refused));
-            1
-        }
     }
 }
