@@ -25,7 +25,7 @@ use crate::leaders::Leaders;
 use crate::lifecycle;
 use crate::memory::{Memory, RolledBack};
 use crate::message::{FLEET_MAILBOX, RAFT_MAILBOX, Start};
-use crate::node::{Node, Progress};
+use crate::node::{Confirmed, Node, Progress};
 use crate::peers::Peers;
 use crate::replicas::Replicas;
 use crate::router::Router;
@@ -302,6 +302,7 @@ impl FleetBuilder {
             memory,
             gate,
             view,
+            confirmed: Confirmed::default(),
             replicas,
             leaders,
             peers,

@@ -109,7 +109,9 @@ async fn check_all(node: &Node) {
                 continue;
             }
         }
-        let Some(hosted) = node.replicas.get(stored.replica).filter(is_outside) else { continue };
+        let Some(hosted) = node.replicas.get(stored.replica).filter(|hosted| is_doubtful(node, hosted)) else {
+            continue;
+        };
         let proves = |(position, members): (Position, BTreeSet<u64>)| may_go(&hosted, position, &members);
         if own_members(node, &hosted).into_iter().any(proves) || ask_members(node, &hosted).await.is_some_and(proves) {
             remove(node, stored.replica, &stored.group, "its group goes on without it").await;
@@ -117,10 +119,13 @@ async fn check_all(node: &Node) {
     }
 }
 
-/// Whether the replica knows of no group that it is in, or hears nothing of it.
-fn is_outside(hosted: &Hosted) -> bool {
+/// Whether the replica may have left its group without having heard of it: then its own view is the last to tell.
+fn is_doubtful(node: &Node, hosted: &Hosted) -> bool {
     let status = hosted.replica.status();
-    status.leader.is_none() || !status.members.replicas.contains_key(&status.replica)
+    let is_member = status.leader.is_some() && status.members.replicas.contains_key(&status.replica);
+    let heard = node.leaders.get(hosted.group()).unwrap_or_default();
+    let is_heard_of = heard.members.iter().any(|member| node.is_here(member));
+    !is_member || !is_heard_of || node.replicas.all_of_group(hosted.group()).len() > 1
 }
 
 /// Committed memberships that other replicas of this node know: what is committed stays true.

@@ -23,8 +23,10 @@ use crate::node::{Node, Progress};
 
 /// The longest name of a group, in bytes.
 pub const MAX_GROUP_NAME_BYTES: usize = 255;
-/// How long adding a group or draining a node may take before it is told that it goes on by itself.
-const ADD_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a change of groups or nodes may take. Such changes are rare, and run once however often they are sent:
+/// patience costs nothing.
+const ADMIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long draining a node may take before it is told that it goes on by itself.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_LOOK: Duration = Duration::from_millis(200);
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
@@ -182,24 +184,24 @@ impl Fleet {
         if !self.has_type(type_name) {
             return Err(GroupError::UnknownType { type_name: type_name.to_owned() });
         }
-        let (node, timeout) = (self.node(), self.node().config.request_timeout());
+        let (node, deadline) = (self.node(), Instant::now() + ADMIN_PATIENCE);
         let add = Command::AddGroup { group: name.to_owned(), type_name: type_name.to_owned(), replicas };
-        let index = match node.cluster_command(add, timeout).await? {
+        let index = match node.cluster_command(add, ADMIN_PATIENCE).await? {
             Reply::Done { index } => index,
             Reply::Refused(refusal) => return Err(group_refused(name, refusal)),
         };
         let settled = node.view.wait(|cluster| has_leader(cluster, name, index));
-        match tokio::time::timeout(ADD_PATIENCE, settled).await {
+        match tokio::time::timeout_at(deadline, settled).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(GroupError::NotFound { name: name.to_owned() }),
-            Err(_) => Err(GroupError::NoLeader { name: name.to_owned(), waited: ADD_PATIENCE }),
+            Err(_) => Err(GroupError::NoLeader { name: name.to_owned(), waited: ADMIN_PATIENCE }),
         }
     }
 
     /// Removes a group with all that it holds. Its name is free again when every node has cleaned up.
     pub async fn remove_group(&self, name: &str) -> Result<(), GroupError> {
         let remove = Command::RemoveGroup { group: name.to_owned() };
-        match self.node().cluster_command(remove, self.node().config.request_timeout()).await? {
+        match self.node().cluster_command(remove, ADMIN_PATIENCE).await? {
             Reply::Done { .. } => Ok(()),
             Reply::Refused(refusal) => Err(group_refused(name, refusal)),
         }
@@ -299,7 +301,7 @@ impl Fleet {
     }
 
     async fn node_command(&self, name: &str, command: Command) -> Result<(), NodeError> {
-        match self.node().cluster_command(command, self.node().config.request_timeout()).await? {
+        match self.node().cluster_command(command, ADMIN_PATIENCE).await? {
             Reply::Done { .. } => Ok(()),
             Reply::Refused(Refusal::NodeNotFound) => Err(NodeError::NotFound { name: name.to_owned() }),
             Reply::Refused(Refusal::NodeInUse) => Err(NodeError::InUse { name: name.to_owned() }),

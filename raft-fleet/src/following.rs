@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use batched_comm::NodeName;
-use rafted_value::Status;
+use rafted_value::{Role, Status};
 
-use crate::cluster::{CLUSTER_GROUP, Cluster, NodePhase};
+use crate::cluster::{CLUSTER_GROUP, CLUSTER_INCARNATION, Cluster, NodePhase};
 use crate::error::NodeFailure;
 use crate::event::FleetEvent;
 use crate::memory::Known;
-use crate::message::{Follow, Followed, Start};
+use crate::message::{Follow, Followed, GroupMembers, Membership, Start};
 use crate::node::Node;
 use crate::replicas::Hosted;
 
@@ -21,6 +21,9 @@ pub(crate) const FOLLOW_WAIT: Duration = Duration::from_secs(10);
 /// How much longer its answer may take.
 const SLACK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long the leader's word that a replica votes is good for; it is asked again at half of it.
+const CONFIRMED_FOR: Duration = Duration::from_secs(10);
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether the own replica has begun or ceased to vote.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -28,18 +31,53 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) async fn follow(node: &Arc<Node>) {
     let mut source = None;
     loop {
-        match own_voter(node) {
+        match confirm_own(node).await {
             Some(hosted) => follow_own(node, &hosted).await,
             None => source = follow_other(node, source).await,
         }
     }
 }
 
-/// This node's replica of the cluster group, if what it has applied is as new as anybody's.
-pub(crate) fn own_voter(node: &Node) -> Option<Hosted> {
-    let is_current =
-        |status: &Status| status.members.is_voter(status.replica) && status.leader.is_some() && node.gate.is_open();
-    node.replicas.all_of_group(CLUSTER_GROUP).into_iter().find(|hosted| is_current(&hosted.replica.status()))
+/// This node's replica of the cluster group, if what it has applied is as new as anybody's: it votes, and the
+/// leader has said so lately. A replica that was removed, or is cut off, does not notice it by itself.
+fn own_voter(node: &Node) -> Option<Hosted> {
+    let is_confirmed = |status: &Status| {
+        let elapsed = node.confirmed.elapsed(status.replica, status.term);
+        elapsed.is_some_and(|elapsed| elapsed < CONFIRMED_FOR)
+    };
+    candidates(node).find(|(_, status)| is_confirmed(status)).map(|(hosted, _)| hosted)
+}
+
+/// Replicas of the cluster group that vote, as far as they know.
+fn candidates(node: &Node) -> impl Iterator<Item = (Hosted, Status)> {
+    let hosted = if node.gate.is_open() { node.replicas.all_of_group(CLUSTER_GROUP) } else { Vec::new() };
+    let with_status = hosted.into_iter().map(|hosted| (hosted.replica.status(), hosted));
+    let votes = with_status.filter(|(status, _)| status.members.is_voter(status.replica) && status.leader.is_some());
+    votes.map(|(status, hosted)| (hosted, status))
+}
+
+/// The same, after asking the leader where its word is old.
+async fn confirm_own(node: &Node) -> Option<Hosted> {
+    for (hosted, status) in candidates(node) {
+        let elapsed = node.confirmed.elapsed(status.replica, status.term);
+        let is_fresh = elapsed.is_some_and(|elapsed| elapsed < CONFIRMED_FOR / 2);
+        if is_fresh || status.role == Role::Leader || leader_confirms(node, &status).await {
+            if !is_fresh {
+                node.confirmed.set(status.replica, status.term);
+            }
+            return Some(hosted);
+        }
+    }
+    None
+}
+
+async fn leader_confirms(node: &Node, status: &Status) -> bool {
+    let Some((_, leader)) = status.leader_member() else { return false };
+    let question = Membership { group: CLUSTER_GROUP.to_owned(), incarnation: CLUSTER_INCARNATION };
+    match node.call(&leader.name, &question, CONFIRM_PATIENCE).await {
+        Ok(GroupMembers::Committed { replicas, .. }) => replicas.contains(&status.replica.get()),
+        Ok(GroupMembers::NotHere) | Err(_) => false,
+    }
 }
 
 /// Copies what the own replica has applied, until something may have happened to it.
@@ -80,7 +118,7 @@ async fn follow_other(node: &Node, source: Option<String>) -> Option<String> {
 }
 
 async fn becomes_voter(node: &Node) {
-    while own_voter(node).is_none() {
+    while confirm_own(node).await.is_none() {
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use batched_comm::{Address, CallError, ClusterId, Endpoint, Message, NodeName, Request};
 use rafted_value::{
-    ClientSession, Clock, ClusterTag, CommandError, GroupClient, NotHappened, QueryError, Store, SystemClock,
-    UnknownOutcome, decode_answer, decode_reply, encode_command, encode_query,
+    ClientSession, Clock, ClusterTag, CommandError, GroupClient, NotHappened, QueryError, ReplicaId, Store,
+    SystemClock, UnknownOutcome, decode_answer, decode_reply, encode_command, encode_query,
 };
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
@@ -38,6 +38,24 @@ pub(crate) enum Progress {
     Failed(NodeFailure),
 }
 
+/// A replica of the cluster group, in a term, of which the leader said that it votes, and when.
+#[derive(Debug, Default)]
+pub(crate) struct Confirmed {
+    last: Mutex<Option<(ReplicaId, u64, Instant)>>,
+}
+
+impl Confirmed {
+    pub(crate) fn set(&self, replica: ReplicaId, term: u64) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((replica, term, Instant::now()));
+    }
+
+    /// How long ago, if it was this replica in this term.
+    pub(crate) fn elapsed(&self, replica: ReplicaId, term: u64) -> Option<Duration> {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.filter(|(id, at, _)| (*id, *at) == (replica, term)).map(|(_, _, since)| since.elapsed())
+    }
+}
+
 /// That this node leads the cluster group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Leadership {
@@ -64,6 +82,8 @@ pub(crate) struct Node {
     pub(crate) memory: Memory,
     pub(crate) gate: Gate,
     pub(crate) view: Arc<View>,
+    /// When the leader of the cluster group last confirmed that this node's replica of it votes.
+    pub(crate) confirmed: Confirmed,
     pub(crate) replicas: Arc<Replicas>,
     pub(crate) leaders: Arc<Leaders>,
     pub(crate) peers: Arc<Peers>,

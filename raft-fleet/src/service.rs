@@ -125,12 +125,12 @@ async fn create_replica(node: &Node, request: CreateReplica) -> Created {
 }
 
 async fn try_create(node: &Node, request: CreateReplica) -> Result<Created, String> {
-    if !node.is_running() {
-        return Err("this node is not registered yet".into());
-    }
-    let known = node.view.wait(|cluster| (cluster.changed_at >= request.known_at).then_some(()));
+    let known = async {
+        node.running().await;
+        node.view.wait(|cluster| (cluster.changed_at >= request.known_at).then_some(())).await;
+    };
     if tokio::time::timeout(VIEW_PATIENCE, known).await.is_err() {
-        return Err("this node's copy of the cluster's state is behind".into());
+        return Err("this node is not registered, or its copy of the cluster's state is behind".into());
     }
     if request.group != CLUSTER_GROUP {
         let view = node.view.get();

@@ -8,6 +8,7 @@ use raft_fleet::batched_comm::{BindError, Identity, MemoryCa};
 use raft_fleet::rafted_value::{Value, messages};
 use raft_fleet::{Fleet, FleetBuilder, FleetConfig, FleetError};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 messages! {
@@ -189,9 +190,8 @@ pub async fn value(fleet: &Fleet, group: &str) -> i64 {
 }
 
 pub async fn shutdown_all(fleets: Vec<Fleet>) {
-    for fleet in fleets {
-        within("shutdown", fleet.shutdown()).await;
-    }
+    let stopping: JoinSet<()> = fleets.into_iter().map(|fleet| async move { fleet.shutdown().await }).collect();
+    within("shutdown", stopping.join_all()).await;
 }
 
 /// Why a start failed, or why the node was refused.
