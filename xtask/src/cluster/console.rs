@@ -221,16 +221,22 @@ impl<'a> Console<'a> {
         print!("{}", table(&titles, &rows));
     }
 
-    /// The running node that leads most shards of the demo, and another running one.
-    pub fn busiest_and_another(&mut self) -> Result<(String, String)> {
+    /// The running node that leads most shards of the demo.
+    pub fn busiest(&mut self) -> Result<String> {
         let view = self.settled_view()?;
-        let mut running: Vec<String> = self.running();
-        running.sort_by_key(|name| std::cmp::Reverse(view.load(name).shards_led));
-        if running.len() < 2 {
-            bail!("fewer than two nodes run");
+        let busiest = self.running().into_iter().max_by_key(|name| view.load(name).shards_led);
+        busiest.context("no node runs")
+    }
+
+    /// A running node that is not the given one.
+    pub fn another(&mut self, than: &str) -> Result<String> {
+        self.settled_view()?;
+        let mut others = self.running();
+        others.retain(|name| name != than);
+        if others.is_empty() {
+            bail!("no node but {than} runs");
         }
-        let another = running[1 + random::below(running.len() - 1)].clone();
-        Ok((running[0].clone(), another))
+        Ok(others.swap_remove(random::below(others.len())))
     }
 
     fn running(&mut self) -> Vec<String> {

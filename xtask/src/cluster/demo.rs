@@ -52,9 +52,9 @@ pub fn run(console: &mut Console<'_>, plan: Plan) -> Result<()> {
     }
     look(console, &mut total)?;
 
-    let (busiest, _) = console.busiest_and_another()?;
+    let busiest = console.busiest()?;
     kill_and_start(console, &busiest, "the node that leads most shards", &mut total)?;
-    let (_, another) = console.busiest_and_another()?;
+    let another = console.another(&busiest)?;
     kill_and_start(console, &another, "another node", &mut total)?;
 
     if plan.kill_all {
