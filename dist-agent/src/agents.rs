@@ -40,6 +40,9 @@ pub use self::request::{AgentCommandRequest, AgentHandle, AgentQueryRequest};
 /// Before what a new cluster lacks is made again.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// Before a task that panicked is started again.
+const RESTART: Duration = Duration::from_secs(1);
+
 /// The agents of a cluster, from this node. Clones are cheap.
 #[derive(Clone)]
 pub struct Agents {
@@ -86,8 +89,13 @@ impl Agents {
         let keyspace = make_keyspace(&kv, &config).await;
         let quotas = Quotas::new(kv.fleet().group(quota_group::GROUP_NAME));
         let mut tasks = JoinSet::new();
-        tasks.spawn(Ticker::new(kv.clone(), config.tick_interval()).run());
-        tasks.spawn(QuotaReporter::new(kv.clone(), keyspace.clone(), quotas.clone()).run());
+        let (ticking, interval) = (kv.clone(), config.tick_interval());
+        tasks.spawn(supervise("ticker", move || Ticker::new(ticking.clone(), interval).run()));
+        let reporting = (kv.clone(), keyspace.clone(), quotas.clone());
+        tasks.spawn(supervise("quota reporter", move || {
+            let (kv, keyspace, quotas) = reporting.clone();
+            QuotaReporter::new(kv, keyspace, quotas).run()
+        }));
         let (recent, tasks) = (Recent::default(), Mutex::new(tasks));
         Self { inner: Arc::new(Inner { kv, keyspace, registry, config, quotas, recent, tasks }) }
     }
@@ -199,6 +207,21 @@ impl Inner {
     fn unknown_module(&self, id: &AgentId) -> AgentError {
         let known = self.registry.modules().map(str::to_owned).collect();
         AgentError::UnknownModule { module: id.module().to_owned(), known }
+    }
+}
+
+/// Starts a task again when it panics: a node that neither ticks nor reports would look well, and not be.
+async fn supervise<F: Future<Output = ()> + Send + 'static>(what: &'static str, start: impl Fn() -> F) {
+    loop {
+        let mut running = JoinSet::new();
+        running.spawn(start());
+        match running.join_next().await {
+            Some(Err(error)) if error.is_panic() => {
+                tracing::error!(what, %error, "a task panicked; it starts again");
+                tokio::time::sleep(RESTART).await;
+            }
+            _ => return,
+        }
     }
 }
 

@@ -78,8 +78,8 @@ impl Grants {
     pub(crate) fn take(&self, name: &PoolName, log_time: u64, now: Instant) -> Option<Place> {
         let mut pools = self.lock();
         let pool = pools.get_mut(name)?;
-        let good = |held: &&mut Held| held.left > 0 && held.use_by > log_time;
-        let (reservation, held) = pool.grants.iter_mut().map(|(id, held)| (*id, held)).find(|(_, held)| good(&held))?;
+        let good = |held: &Held| held.left > 0 && held.use_by > log_time;
+        let (reservation, held) = pool.grants.iter_mut().map(|(id, held)| (*id, held)).find(|(_, held)| good(held))?;
         held.left -= 1;
         held.tried += 1;
         held.touched = now;

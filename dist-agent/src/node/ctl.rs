@@ -60,10 +60,22 @@ pub(crate) fn run(args: &CtlArgs) -> ExitCode {
     }
 }
 
-/// What is printed: the node's JSON, and how it looks as tables.
+/// What is printed: the node's JSON, and how it looks to people.
 struct Answer {
     json: Value,
-    tables: Vec<Table>,
+    text: String,
+}
+
+impl Answer {
+    fn new(json: Value, tables: &[Table]) -> Self {
+        let text = tables.iter().map(Table::render).collect::<Vec<_>>().join("\n");
+        Self { json, text }
+    }
+
+    /// Of a request that is answered with nothing.
+    fn words(text: String) -> Self {
+        Self { json: json!({"message": text}), text: format!("{text}\n") }
+    }
 }
 
 fn answer(client: &Client, command: &CtlCommand) -> Result<Answer, CtlError> {
@@ -73,8 +85,16 @@ fn answer(client: &Client, command: &CtlCommand) -> Result<Answer, CtlError> {
         CtlCommand::Groups => rows(client, "/v1/groups", Table::groups),
         CtlCommand::Shards { keyspace } => shards(client, keyspace.as_deref()),
         CtlCommand::Agents { quota, module } => agents(client, quota.as_deref(), module.as_deref()),
-        CtlCommand::Drain { node } => done(client.post(&format!("/v1/nodes/{}/drain", encode(node)))?),
-        CtlCommand::Remove { node } => done(client.delete(&format!("/v1/nodes/{}", encode(node)))?),
+        CtlCommand::Drain { node } => {
+            client.post(&format!("/v1/nodes/{}/drain", encode(node)))?;
+            Ok(Answer::words(format!(
+                "{node} gives everything away; it can be stopped when `ctl nodes` shows it no more"
+            )))
+        }
+        CtlCommand::Remove { node } => {
+            client.delete(&format!("/v1/nodes/{}", encode(node)))?;
+            Ok(Answer::words(format!("{node} is removed")))
+        }
         CtlCommand::Quota { .. } => Err(CtlError::NotYet("quota")),
         CtlCommand::Recover { .. } => Err(CtlError::NotYet("recover")),
         CtlCommand::Backup { .. } => Err(CtlError::NotYet("backup")),
@@ -85,22 +105,19 @@ fn answer(client: &Client, command: &CtlCommand) -> Result<Answer, CtlError> {
 
 fn rows(client: &Client, path: &str, table: impl FnOnce(&Value) -> Table) -> Result<Answer, CtlError> {
     let json = client.get(path)?;
-    Ok(Answer { tables: vec![table(&json)], json })
-}
-
-fn done(json: Value) -> Result<Answer, CtlError> {
-    Ok(Answer { json, tables: Vec::new() })
+    let tables = [table(&json)];
+    Ok(Answer::new(json, &tables))
 }
 
 fn status(client: &Client) -> Result<Answer, CtlError> {
     let nodes = client.get("/v1/nodes")?;
     let groups = client.get("/v1/groups")?;
     let keyspaces = client.get("/v1/keyspaces")?;
-    let tables = vec![Table::status(&nodes, &groups, &keyspaces), Table::nodes(&nodes)];
-    Ok(Answer {
-        json: json!({"nodes": nodes["nodes"], "groups": groups["groups"], "keyspaces": keyspaces["keyspaces"]}),
-        tables,
-    })
+    let tables = [Table::status(&nodes, &groups, &keyspaces), Table::nodes(&nodes)];
+    Ok(Answer::new(
+        json!({"nodes": nodes["nodes"], "groups": groups["groups"], "keyspaces": keyspaces["keyspaces"]}),
+        &tables,
+    ))
 }
 
 fn shards(client: &Client, keyspace: Option<&str>) -> Result<Answer, CtlError> {
@@ -118,7 +135,8 @@ fn shards(client: &Client, keyspace: Option<&str>) -> Result<Answer, CtlError> {
         }
     }
     let json = json!({"shards": all});
-    Ok(Answer { tables: vec![Table::shards(&json)], json })
+    let tables = [Table::shards(&json)];
+    Ok(Answer::new(json, &tables))
 }
 
 fn agents(client: &Client, quota: Option<&str>, module: Option<&str>) -> Result<Answer, CtlError> {
@@ -139,7 +157,8 @@ fn agents(client: &Client, quota: Option<&str>, module: Option<&str>) -> Result<
         }
     }
     let json = json!({"agents": all});
-    Ok(Answer { tables: vec![Table::agents(&json)], json })
+    let tables = [Table::agents(&json)];
+    Ok(Answer::new(json, &tables))
 }
 
 fn names(json: &Value, list: &str, field: &str) -> Vec<String> {
@@ -150,7 +169,7 @@ fn names(json: &Value, list: &str, field: &str) -> Vec<String> {
 fn print(answer: &Answer, output: Output) -> Result<(), CtlError> {
     let text = match output {
         Output::Json => format!("{}\n", answer.json),
-        Output::Table => answer.tables.iter().map(Table::render).collect::<Vec<_>>().join("\n"),
+        Output::Table => answer.text.clone(),
     };
     std::io::stdout().lock().write_all(text.as_bytes()).map_err(CtlError::Print)
 }

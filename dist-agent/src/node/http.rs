@@ -47,7 +47,8 @@ impl Shared {
         Self { inner: Arc::new(Inner { codecs, serving, metrics }) }
     }
 
-    /// The node's parts, once they serve.
+    /// The node's parts, once they serve. Handlers take them first: a request that was open when the node began to
+    /// stop is finished.
     fn serving(&self) -> Result<Serving, ApiError> {
         self.inner.serving.borrow().clone().ok_or_else(|| {
             let message =

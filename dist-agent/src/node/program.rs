@@ -17,7 +17,9 @@ use super::settings::{Command, CommandLine, LogFormat, NodeArgs, TlsCommand, Wal
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is logged unless `RUST_LOG` says otherwise: the libraries below only when something is wrong.
-const DEFAULT_LOG: &str = "warn,dist_agent=info,raft_kv=info,raft_fleet=info,rafted_value=info,batched_comm=info";
+/// openraft warns of every late heartbeat; what matters of it, the layers say themselves.
+const DEFAULT_LOG: &str = "warn,dist_agent=info,raft_kv=info,raft_fleet=info,rafted_value=info,batched_comm=info,\
+    openraft=error,openraft::core::heartbeat=off";
 
 /// Where the buckets of durations end, in seconds.
 const SECONDS_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];

@@ -20,8 +20,11 @@ fn grant(holder: &str, wanted: u64) -> QuotaCommand {
     QuotaCommand::Grant { quota: QUOTA.into(), holder: holder.into(), wanted, holder_time: 0 }
 }
 
-fn report(holder: &str, index: u64, log_time: u64, used: &[(u64, u64, &[(u64, u64)])]) -> QuotaCommand {
-    let quota_use = |(incarnation, used, spent): &(u64, u64, &[(u64, u64)])| QuotaUse {
+/// Incarnation, use, and the places taken of each reservation.
+type Told<'a> = (u64, u64, &'a [(u64, u64)]);
+
+fn report(holder: &str, index: u64, log_time: u64, used: &[Told<'_>]) -> QuotaCommand {
+    let quota_use = |(incarnation, used, spent): &Told<'_>| QuotaUse {
         quota: QUOTA.into(),
         incarnation: *incarnation,
         used: *used,

@@ -7,3 +7,4 @@ mod agents_in_process;
 mod bad_starts;
 mod cluster_over_http;
 mod errors_over_http;
+mod stopping;

@@ -32,12 +32,12 @@ async fn command(
     options: Options,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
+    let serving = shared.serving()?;
     let id = AgentId::new(quota, module, key)?;
     let codec = codec(&shared, id.module())?;
     let body = options.body(body).await?;
     let command = codec.command(&body).map_err(|error| malformed("command", &id, &error))?;
     options.check_rate()?;
-    let serving = shared.serving()?;
     let timeout = options.timeout();
     let reply = serving.agents.command_bytes(&id, command, options.idempotency, timeout).await?;
     let reply = codec.reply(&reply).map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
@@ -50,12 +50,13 @@ async fn query(
     options: Options,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
+    let serving = shared.serving()?;
     let id = AgentId::new(quota, module, key)?;
     let codec = codec(&shared, id.module())?;
     let body = options.body(body).await?;
     let query = codec.query(&body).map_err(|error| malformed("query", &id, &error))?;
     options.check_rate()?;
-    let answer = shared.serving()?.agents.query_bytes(&id, query, options.timeout()).await?;
+    let answer = serving.agents.query_bytes(&id, query, options.timeout()).await?;
     let answer = codec.answer(&answer).map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
     Ok(Json(json!({"answer": answer})))
 }

@@ -61,10 +61,10 @@ async fn put(
     options: Options,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
+    let kv = shared.serving()?.kv;
     check_name("keyspace", &keyspace)?;
     let policy = read_policy(&options.body(body).await?)?;
     let type_name = if keyspace == AGENTS_KEYSPACE { AgentCell::NAME } else { Blob::NAME };
-    let kv = shared.serving()?.kv;
     match kv.put_keyspace(&keyspace, type_name, policy).timeout(options.timeout()).await? {
         Put::Created => Ok(StatusCode::CREATED),
         Put::Changed => Ok(StatusCode::NO_CONTENT),

@@ -36,9 +36,10 @@ async fn put(
     options: Options,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
+    let serving = shared.serving()?;
     check_name("quota", &quota)?;
     let Limit { limit } = from_json(&options.body(body).await?)?;
-    shared.serving()?.agents.quotas().put(&quota, limit, options.timeout()).await?;
+    serving.agents.quotas().put(&quota, limit, options.timeout()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
