@@ -350,10 +350,10 @@ impl Endpoint {
     }
 
     /// Begins a bulk transfer to whoever listens at `to`, over a second connection. `header` says what
-    /// it is.
+    /// it is. Seven run at once to one peer; more wait for their turn.
     ///
     /// # Errors
-    /// When the peer cannot be reached. That nobody listens shows at the first write or at the end.
+    /// When the peer cannot be reached, or the transfer could not begin within five seconds. That nobody listens shows at the first write or at the end.
     pub async fn open_bulk(&self, to: &Address, header: &[u8]) -> Result<BulkSender, BulkError> {
         let shared = self.shared();
         let unknown = || BulkError::UnknownPeer { peer: to.node.clone() };
