@@ -278,6 +278,7 @@ impl From<KvError> for AgentError {
             KvError::NotHappened(why) => why.into(),
             KvError::Unknown(why) => Self::Unknown { reason: why.to_string() },
             KvError::Failed(reason) => Self::AgentFailed { reason },
+            KvError::InvalidKey { bytes } => Self::Id(IdError::Key { bytes }),
             KvError::TooManyClients => Self::Overloaded { reason, retry_after: TOO_MANY_CLIENTS_RETRY_AFTER },
             _ => Self::NotHappened { reason },
         }
