@@ -66,14 +66,12 @@ pub enum NodeFailure {
         other: u128,
     },
     /// Another node of this name runs.
-    #[error("another node named {name} runs at {address} (node id {node_id:016x}); give every node a name of its own")]
+    #[error("another node named {name} runs at {address}; give every node a name of its own, or stop that one")]
     NameInUse {
         /// The name.
         name: String,
         /// Where the other one is.
         address: String,
-        /// The other one's memory.
-        node_id: u64,
     },
     /// The data directory is an older copy of itself.
     #[error(

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use batched_comm::{Endpoint, NodeName};
-use rafted_value::{ClientSession, GroupClient, Role, Store, Value, ValueFactory};
+use rafted_value::{ClientSession, GroupClient, ReplicaId, Role, Status, Store, Value, ValueFactory};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,6 +28,9 @@ pub const MAX_GROUP_NAME_BYTES: usize = 255;
 const ADMIN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long draining a node may take before it is told that it goes on by itself.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a node that stops waits for others to take its groups over.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(1);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(5);
 const DRAIN_LOOK: Duration = Duration::from_millis(200);
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -156,6 +159,7 @@ impl Fleet {
     /// directory continues. To leave for good, see [`Fleet::drain`].
     pub async fn shutdown(&self) {
         let node = self.node();
+        self.hand_over().await;
         node.fail(NodeFailure::ShutDown);
         node.replicas.shutdown().await;
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -163,6 +167,35 @@ impl Fleet {
         node.endpoint.shutdown().await;
         node.store.close().await;
     }
+}
+
+/// Leaving.
+impl Fleet {
+    /// Gives what this node leads to the voters that have most of it, so that its groups need not first miss it.
+    /// Best effort: where nobody takes over in time, the others elect.
+    async fn hand_over(&self) {
+        let all = self.node().replicas.all();
+        let heirs = all.iter().filter_map(|hosted| Some((hosted, heir(&hosted.replica.status())?)));
+        let asked = heirs.map(|(hosted, heir)| async move {
+            if let Err(error) = hosted.replica.transfer_leader(heir).await {
+                tracing::debug!(group = hosted.group(), %error, "nobody takes the group over");
+            }
+        });
+        futures_util::future::join_all(asked).await;
+        let taken_over = async {
+            while all.iter().any(|hosted| heir(&hosted.replica.status()).is_some()) {
+                tokio::time::sleep(HAND_OVER_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(HAND_OVER_PATIENCE, taken_over).await;
+    }
+}
+
+/// Who should lead a group instead of this node; nobody where it does not lead, or is alone.
+fn heir(status: &Status) -> Option<ReplicaId> {
+    let voters = status.members.voter_ids().into_iter().filter(|&id| id != status.replica);
+    let heir = voters.max_by_key(|id| status.matched.get(id).copied().flatten());
+    heir.filter(|_| status.role == Role::Leader)
 }
 
 /// Groups.

@@ -49,7 +49,7 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             }
             Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
         }
-        let heard = ask_everybody(node, patience).await;
+        let heard = ask_everybody(node, patience).await?;
         patience = (patience * 2).min(MAX_PATIENCE);
         let changed = take_in(node, heard).await?;
         // An initiator begins only after it has asked once: it may have lost its disk in a cluster that lives.
@@ -127,26 +127,32 @@ fn first_member(promise: &Promise) -> Option<(ReplicaId, Member)> {
 }
 
 /// Asks seeds and all other nodes that were heard of where they stand.
-async fn ask_everybody(node: &Node, patience: Duration) -> Vec<(String, Here)> {
-    find_seeds(node, patience).await;
+async fn ask_everybody(node: &Node, patience: Duration) -> Result<Vec<(String, Here)>, NodeFailure> {
+    find_seeds(node, patience).await?;
     let question = Where { address: node.address.to_string() };
     let names: Vec<String> = node.contacts.get().into_keys().collect();
     let answers = names.iter().map(|name| node.call(name, &question, patience));
     let answers = join_all(answers).await;
-    names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect()
+    Ok(names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect())
 }
 
 /// Learns the names of seeds that are not known yet.
-async fn find_seeds(node: &Node, patience: Duration) {
+async fn find_seeds(node: &Node, patience: Duration) -> Result<(), NodeFailure> {
     let known: Vec<String> = node.contacts.get().into_values().collect();
     let unknown = node.seeds.iter().filter(|seed| **seed != node.address && !known.contains(&seed.to_string()));
     let probes = unknown.map(|seed| async move { (*seed, node.endpoint.probe(*seed, patience).await) });
     for (seed, found) in join_all(probes).await {
         match found {
             Ok(name) => node.meet(name.as_str(), &seed.to_string()),
+            // Who listens on one address only cannot be met at another.
+            Err(ConnectError::Refused { refusal: Refusal::OwnName { .. }, .. }) if !node.listens_anywhere() => {
+                let (name, address) = (node.name.to_string(), seed.to_string());
+                return Err(NodeFailure::NameInUse { name, address });
+            }
             Err(error) => tracing::debug!(%seed, %error, "a seed was not reached, trying again"),
         }
     }
+    Ok(())
 }
 
 /// Whether anything came of the answers. That a cluster is there counts before that one is being made.
@@ -186,7 +192,7 @@ async fn check_namesake(node: &Node, namesake: Option<&Namesake>) -> Result<(), 
     };
     if is_there {
         let (name, address) = (node.name.to_string(), namesake.address.clone());
-        return Err(NodeFailure::NameInUse { name, address, node_id: namesake.node_id });
+        return Err(NodeFailure::NameInUse { name, address });
     }
     Ok(())
 }

@@ -96,6 +96,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// Whether the socket takes what comes to any of the machine's addresses.
+    pub(crate) fn listens_anywhere(&self) -> bool {
+        self.endpoint.local_address().ip().is_unspecified()
+    }
+
     pub(crate) fn is_here(&self, node: &str) -> bool {
         self.name.as_str() == node
     }

@@ -149,8 +149,8 @@ async fn announce(node: &Arc<Node>) -> Result<u64, NodeFailure> {
         match refusal {
             Refusal::RolledBack { given, registered } => return Err(NodeFailure::RolledBack { given, registered }),
             Refusal::Fenced => return Err(NodeFailure::Fenced { name: node.name.to_string() }),
-            Refusal::NameInUse { node_id, address } if started.elapsed() > NAME_PATIENCE => {
-                return Err(NodeFailure::NameInUse { name: node.name.to_string(), address, node_id });
+            Refusal::NameInUse { address, .. } if started.elapsed() > NAME_PATIENCE => {
+                return Err(NodeFailure::NameInUse { name: node.name.to_string(), address });
             }
             Refusal::WaitsForPurge { node_id, .. } if !std::mem::replace(&mut told, true) => {
                 tracing::warn!(

@@ -9,7 +9,7 @@ use crate::policy::PolicyError;
 use crate::shard::{KEPT_FOR, MAX_CLIENTS_PER_KEY, MAX_KEPT_REPLY_BYTES, WINDOW};
 
 /// The longest key in bytes.
-pub const MAX_KEY_BYTES: usize = 1_024;
+pub const MAX_KEY_BYTES: usize = 2_048;
 
 /// The longest name of a keyspace or type in bytes.
 pub const MAX_NAME_BYTES: usize = 128;

@@ -150,7 +150,7 @@ fn a_second_node_of_one_name_is_refused_and_the_first_lives() {
     let first = &cluster.nodes[0];
     let (listen, http) = (free_udp().to_string(), free_tcp().to_string());
     let tls = first.argument_after("--dev-tls");
-    for seed in [&cluster.nodes[1]].map(|node| node.argument_after("--listen")) {
+    for seed in [&cluster.nodes[0], &cluster.nodes[1]].map(|node| node.argument_after("--listen")) {
         let (code, text) = run(&node(&listen, &http, &["--memory", "--dev-tls", &tls, "--seed", &seed]));
         assert_eq!(code, 1, "{text}");
         assert!(text.contains("n1"), "{text}");

@@ -122,10 +122,7 @@ fn wrong_requests(client: &Client) {
     client.post("/v1/agents/q/counter/%FF/command", "{\"add\": 1}").expect_error(400, "invalid_request");
     let long = "k".repeat(1_025);
     client.post(&format!("/v1/agents/q/counter/{long}/command"), "{\"add\": 1}").expect_error(400, "invalid_request");
-    client.post(&format!("/v1/agents/q/counter/{}/command", &long[300..]), "{\"add\": 1}").expect(200);
-    client
-        .post(&format!("/v1/agents/q/counter/{}/command", &long[1..]), "{\"add\": 1}")
-        .expect_error(400, "invalid_request");
+    client.post(&format!("/v1/agents/q/counter/{}/command", &long[1..]), "{\"add\": 1}").expect(200);
     client.delete("/v1/agents/q").expect_error(400, "invalid_request");
 
     let with = |name: &str, value: &str| client.send("POST", path, &[(name, value)], Some(b"{\"add\": 1}"));
