@@ -129,7 +129,7 @@ impl Agents {
 
     /// Reads an agent, linearizably. It activates nothing.
     pub async fn query_bytes(&self, id: &AgentId, query: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, AgentError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = rafted_value::deadline_in(timeout);
         let inner = &self.inner;
         let version = inner.version_of(id)?;
         loop {
@@ -167,7 +167,7 @@ impl Agents {
         timeout: Duration,
     ) -> Result<AgentPage, AgentError> {
         let prefix = AgentId::prefix(quota, module)?;
-        let deadline = Instant::now() + timeout;
+        let deadline = rafted_value::deadline_in(timeout);
         self.inner.quotas.incarnation(quota, timeout).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let page = self.inner.keyspace.list(&prefix, after, limit).timeout(left).await?;
@@ -180,7 +180,7 @@ impl Agents {
     /// Ends all agents of one module in a quota; answers how many. Those that come into being meanwhile may stay.
     pub async fn remove_module(&self, quota: &str, module: &str, timeout: Duration) -> Result<u64, AgentError> {
         let prefix = AgentId::prefix(quota, Some(module))?;
-        let deadline = Instant::now() + timeout;
+        let deadline = rafted_value::deadline_in(timeout);
         self.inner.quotas.incarnation(quota, timeout).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         Ok(self.inner.keyspace.remove_prefix(&prefix).timeout(left).await?)

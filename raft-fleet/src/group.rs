@@ -88,11 +88,18 @@ impl<'a, V: Value> GroupCommand<'a, V> {
 
     async fn run(self) -> Result<V::Reply, CommandError> {
         let node = &self.group.node;
-        let deadline = Instant::now() + self.timeout;
+        let deadline = rafted_value::deadline_in(self.timeout);
         find(node, &self.group.name, deadline).await?;
         let own = match self.open {
             Some(_) => None,
-            None => Some(node.session.open(node.clock.wall(), self.timeout).await),
+            // Too many commands of this process are open: this one has not begun.
+            None => match tokio::time::timeout_at(deadline, node.session.open(node.clock.wall(), self.timeout)).await {
+                Ok(open) => Some(open),
+                Err(_) => {
+                    let group = self.group.name.to_string();
+                    return Err(NotHappened::Overloaded { group, queued: rafted_value::MAX_OPEN_SERIALS }.into());
+                }
+            },
         };
         let id = self.open.or(own.as_ref()).map(OpenCommand::id);
         let bytes = encode_command::<V>(&self.command, id, self.key_hash).map_err(malformed)?;
@@ -126,7 +133,7 @@ impl<V: Value> GroupQuery<V> {
 
     async fn run(self) -> Result<V::Answer, QueryError> {
         let node = &self.group.node;
-        let deadline = Instant::now() + self.timeout;
+        let deadline = rafted_value::deadline_in(self.timeout);
         find(node, &self.group.name, deadline).await?;
         let bytes = encode_query::<V>(&self.query).map_err(malformed)?;
         let left = deadline.saturating_duration_since(Instant::now());

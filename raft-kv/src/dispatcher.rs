@@ -106,6 +106,8 @@ impl Dispatcher {
                         wait = on_its_way;
                         attempts.was_moved = true;
                         if attempts.maybe.is_none() {
+                            // Let go before another is asked for: all of a process may be waiting for one.
+                            drop(open);
                             open = self.open(limit).await?;
                         }
                     }

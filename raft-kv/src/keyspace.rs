@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use rafted_value::{BoxFuture, CommandError};
+use rafted_value::{BoxFuture, CommandError, UnknownOutcome};
 
 use crate::dispatcher::{Dispatcher, Reaction, Target};
 use crate::error::{KvError, check_client, check_key};
@@ -96,18 +96,22 @@ impl<K: KeyedValue> Keyspace<K> {
         Request::new(DEFAULT_TIMEOUT, async move |limit| {
             let mut sum = 0;
             loop {
-                let route = keyspace.route(limit).await?;
+                let route = keyspace.route(limit).await.map_err(|error| begun(sum, error))?;
                 let removal = |group: Arc<str>| {
                     let (keyspace, prefix) = (keyspace.clone(), prefix.clone());
                     async move { keyspace.remove_in(&group, &prefix, limit).await }
                 };
                 let removals: Vec<_> = route.shards.iter().map(|shard| removal(shard.group.clone())).collect();
+                let done: Vec<Result<Part<u64>, KvError>> =
+                    stream::iter(removals).buffer_unordered(MAX_SHARDS_AT_ONCE).collect().await;
+                sum += done.iter().flatten().map(|part| part.value).sum::<u64>();
                 let done: Vec<Part<u64>> =
-                    stream::iter(removals).buffer_unordered(MAX_SHARDS_AT_ONCE).try_collect().await?;
-                sum += done.iter().map(|part| part.value).sum::<u64>();
+                    done.into_iter().collect::<Result<_, _>>().map_err(|error| begun(sum, error))?;
                 match done.into_iter().find_map(|part| part.open) {
                     None => return Ok(sum),
-                    Some(reason) => keyspace.look_again(reason, limit).await?,
+                    Some(reason) => {
+                        keyspace.look_again(reason, limit).await.map_err(|error| begun(sum, error))?;
+                    }
                 }
             }
         })
@@ -181,7 +185,7 @@ impl<K: KeyedValue> Keyspace<K> {
                 }
                 Ok(_) => Some(self.moved(limit)),
                 Err(CommandError::NotHappened(reason)) => Some(reason.into()),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(begun(sum, error.into())),
             };
             return Ok(Part { value: sum, open });
         }
@@ -201,6 +205,14 @@ impl<K: KeyedValue> Keyspace<K> {
             return Err(KvError::KeyspaceNotFound { name: self.name.to_string() });
         }
         if is_over { Err(reason) } else { Ok(()) }
+    }
+}
+
+/// Once keys were removed, nothing may say that it did not happen.
+fn begun(removed: u64, error: KvError) -> KvError {
+    match error {
+        error if removed == 0 || error.is_unknown() => error,
+        error => UnknownOutcome::Interrupted(format!("{removed} keys were removed, then: {error}")).into(),
     }
 }
 

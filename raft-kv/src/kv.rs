@@ -86,7 +86,7 @@ const LOOK: Duration = Duration::from_millis(30);
 /// Shards that are asked at once for how they stand.
 const MAX_SHARDS_AT_ONCE: usize = 32;
 /// How long one of them may take.
-const STATS_TIMEOUT: Duration = Duration::from_secs(2);
+const STATS_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Kv {
     /// Starts the keyspaces on a node, whose builder these types were registered at. It returns at once; requests

@@ -31,7 +31,7 @@ pub(crate) struct Limit {
 impl Limit {
     /// From now.
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, deadline: Instant::now() + timeout }
+        Self { timeout, deadline: rafted_value::deadline_in(timeout) }
     }
 
     /// How long it may still take.

@@ -198,8 +198,8 @@ fn refused(reason: NotHappened) -> Outcome {
     }
 }
 
-/// A deadline that is far away where the sum would be none.
-fn deadline_in(timeout: Duration) -> Instant {
+/// The end of a timeout that starts now; far away where the clock cannot tell a time so late.
+pub fn deadline_in(timeout: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(timeout).unwrap_or_else(|| now + LONGEST_TIMEOUT)
 }

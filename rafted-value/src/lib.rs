@@ -35,7 +35,7 @@ mod value;
 mod wire;
 
 pub use crate::any_value::ValueFactory;
-pub use crate::client::{GroupClient, Route};
+pub use crate::client::{GroupClient, Route, deadline_in};
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::codec::Malformed;
 pub use crate::command::{CommandId, SessionId};

@@ -56,7 +56,7 @@ impl<'a> Sending<'a> {
     ) -> Result<Self, AgentError> {
         let stored = id.stored();
         let version = agents.version_of(id)?;
-        let (hash, deadline) = (fingerprint(stored.as_bytes()), Instant::now() + timeout);
+        let (hash, deadline) = (fingerprint(stored.as_bytes()), rafted_value::deadline_in(timeout));
         let (limit_reached, pause) = (None, FIRST_PAUSE);
         Ok(Self { agents, id, stored, hash, command, version, key, deadline, limit_reached, pause })
     }

@@ -102,13 +102,17 @@ impl Running {
     /// Ends it: nothing new is taken, what is open is finished, leadership is handed over.
     pub(crate) async fn stop(self) {
         tracing::info!("the node stops");
+        // First of all, and awaited: else it might say that the node serves after that was taken back.
+        self.starting.abort();
+        if !self.starting.is_finished() {
+            let _ = self.starting.await;
+        }
         let serving = self.serving.send_replace(None);
         // Nobody may listen any more: then there is nothing to stop.
         let _ = self.stop_http.send(true);
         if tokio::time::timeout(OPEN_REQUESTS_PATIENCE, self.http).await.is_err() {
             tracing::warn!("some HTTP requests were still open after {OPEN_REQUESTS_PATIENCE:?}");
         }
-        self.starting.abort();
         if let Some(serving) = serving {
             serving.agents.shutdown().await;
         }
@@ -119,7 +123,7 @@ impl Running {
 }
 
 /// How long open requests may take when the node stops: the longest of the usual ones, and time to hand over.
-const OPEN_REQUESTS_PATIENCE: Duration = Duration::from_secs(6);
+const OPEN_REQUESTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits until the start ends in an error; one that ends well never answers.
 async fn refused(starting: &mut JoinHandle<Result<(), FleetError>>) -> NodeError {
