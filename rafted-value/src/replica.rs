@@ -133,7 +133,7 @@ impl<V: Value> ReplicaBuilder<V> {
         self
     }
 
-    /// What [`Context::environment`] gives to the value's code.
+    /// What [`Context::environment`](crate::Context::environment) gives to the value's code.
     pub fn environment(mut self, environment: Arc<dyn std::any::Any + Send + Sync>) -> Self {
         self.environment = Some(environment);
         self
