@@ -43,3 +43,8 @@ pub use rafted_value;
 #[cfg(feature = "node")]
 #[doc(hidden)]
 pub use serde;
+
+/// The repository's page: its example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct RepositoryReadme;
