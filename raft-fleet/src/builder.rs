@@ -317,3 +317,6 @@ impl FleetBuilder {
         Ok(Fleet::new(node, tasks, self.types, expected_nodes))
     }
 }
+
+#[cfg(test)]
+mod tests;

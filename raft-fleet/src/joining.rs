@@ -1,10 +1,10 @@
 //! How this node comes to its cluster: drives `bootstrap.rs` with what others answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use batched_comm::{ConnectError, Refusal};
+use batched_comm::{ConnectError, PeerState, Refusal};
 use futures_util::future::join_all;
 use rafted_value::{InitializeError, Member, ReplicaId};
 
@@ -21,12 +21,15 @@ pub(crate) const CLUSTER_TYPE: &str = "cluster";
 /// How long one other node has to say where it stands; it doubles from round to round, so that seeds that are
 /// not there yet do not hold up those that are.
 const FIRST_PATIENCE: Duration = Duration::from_millis(250);
-const MAX_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const MAX_PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// Ends when this node is in a cluster, to which it is then bound.
 pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
+    for known in node.memory.get().known.iter() {
+        node.meet(known.0, &known.1.address);
+    }
     let (mut pause, mut patience) = (FIRST_PAUSE, FIRST_PATIENCE);
     let mut remembered = node.memory.subscribe();
     loop {
@@ -39,12 +42,12 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             Bootstrap::Member { .. } => return Ok(()),
             Bootstrap::Decided { members, .. } => {
                 initialize(node, members).await?;
-                node.memory.bootstrap(node.part, Event::Initialized).await?;
+                node.bootstrap(Event::Initialized).await?;
                 continue;
             }
             Bootstrap::Promised { cluster } if is_initialized(&start_cluster_replica(node).await?) => {
                 // The group that the initiator made has reached this node; the initiator may be gone by now.
-                node.memory.bootstrap(node.part, Event::Heard(Standing::Member { cluster })).await?;
+                node.bootstrap(Event::Heard(Standing::Member { cluster })).await?;
                 continue;
             }
             Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
@@ -70,7 +73,7 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
 async fn begin(node: &Node) -> Result<(), NodeFailure> {
     let cluster = ClusterKey { id: rand::random(), generation: 0 };
     let own = own_promise(node).await?;
-    node.memory.bootstrap(node.part, Event::Begin { cluster, own }).await.map(drop)
+    node.bootstrap(Event::Begin { cluster, own }).await.map(drop)
 }
 
 /// This node's word, with its replica of the cluster group, made and synced.
@@ -129,11 +132,15 @@ fn first_member(promise: &Promise) -> Option<(ReplicaId, Member)> {
 /// Asks seeds and all other nodes that were heard of where they stand.
 async fn ask_everybody(node: &Node, patience: Duration) -> Result<Vec<(String, Here)>, NodeFailure> {
     find_seeds(node, patience).await?;
+    Ok(ask_contacts(node, patience).await)
+}
+
+async fn ask_contacts(node: &Node, patience: Duration) -> Vec<(String, Here)> {
     let question = Where { address: node.address.to_string() };
     let names: Vec<String> = node.contacts.get().into_keys().collect();
     let answers = names.iter().map(|name| node.call(name, &question, patience));
     let answers = join_all(answers).await;
-    Ok(names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect())
+    names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect()
 }
 
 /// Learns the names of seeds that are not known yet.
@@ -166,7 +173,7 @@ async fn take_in(node: &Arc<Node>, heard: Vec<(String, Here)>) -> Result<bool, N
     let before = node.memory.get().bootstrap.clone();
     for (_, here) in &heard {
         if matches!(here.standing, Standing::Member { .. }) {
-            node.memory.bootstrap(node.part, Event::Heard(here.standing)).await?;
+            node.bootstrap(Event::Heard(here.standing)).await?;
         }
     }
     for (from, here) in &heard {
@@ -203,7 +210,7 @@ async fn promise(node: &Arc<Node>, initiator: &str, cluster: ClusterKey) -> Resu
     if may {
         // The replica is minted first: once the promise is stored, it is complete.
         mint_cluster_replica(node).await?;
-        node.memory.bootstrap(node.part, Event::Heard(Standing::Asking { cluster })).await?;
+        node.bootstrap(Event::Heard(Standing::Asking { cluster })).await?;
     }
     if node.memory.get().bootstrap != (Bootstrap::Promised { cluster }) {
         return Ok(());
@@ -218,10 +225,30 @@ async fn promise(node: &Arc<Node>, initiator: &str, cluster: ClusterKey) -> Resu
     Ok(())
 }
 
-/// Whether seeds belong to another cluster, and none to this one.
-pub(crate) async fn check_seeds(node: &Node, own: ClusterKey) -> Result<(), NodeFailure> {
-    let others = node.seeds.iter().filter(|seed| **seed != node.address);
-    let probes = join_all(others.map(|seed| node.endpoint.probe(*seed, MAX_PATIENCE))).await;
+/// Looks for the nodes of this node's cluster once more: the seeds, and whom the others know.
+pub(crate) async fn look_around(node: &Node, own: ClusterKey) -> Result<(), NodeFailure> {
+    let (checked, heard) = tokio::join!(check_seeds(node, own, MAX_PATIENCE), ask_contacts(node, MAX_PATIENCE));
+    checked?;
+    let connected = node.endpoint.peers().into_iter().filter(|peer| matches!(peer.state, PeerState::Up { .. }));
+    let connected: HashSet<String> = connected.map(|peer| peer.name.to_string()).collect();
+    for (name, address) in heard.iter().flat_map(|(_, here)| &here.nodes) {
+        // Of a node that is connected, nobody else knows the address better.
+        if !connected.contains(name) {
+            node.meet(name, address);
+        }
+    }
+    Ok(())
+}
+
+/// Meets the seeds; an error when some belong to another cluster, and none to this one.
+pub(crate) async fn check_seeds(node: &Node, own: ClusterKey, patience: Duration) -> Result<(), NodeFailure> {
+    let others: Vec<_> = node.seeds.iter().filter(|seed| **seed != node.address).collect();
+    let probes = join_all(others.iter().map(|seed| node.endpoint.probe(**seed, patience))).await;
+    for (seed, found) in others.iter().zip(&probes) {
+        if let Ok(name) = found {
+            node.meet(name.as_str(), &seed.to_string());
+        }
+    }
     let foreign = probes.iter().find_map(|probe| match probe {
         Err(ConnectError::Refused { refusal: Refusal::OtherCluster { given, own: theirs }, .. }) => {
             Some(if given.id == own.id && given.generation == own.generation { theirs.id } else { given.id })

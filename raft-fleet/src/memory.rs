@@ -16,7 +16,7 @@ messages! {
     #[derive(Default)]
     pub(crate) struct Memories {
         pub(crate) bootstrap: Bootstrap,
-        /// The registered nodes, by name.
+        /// The registered nodes, by name; until the first of them is heard of, those that the bootstrap met.
         pub(crate) known: BTreeMap<String, Known>,
         /// That the directory was found to be rolled back. Each start raises the boot number, so that a refused
         /// directory that is started again and again would pass some day.
@@ -68,12 +68,23 @@ impl Memory {
         self.inner.current.subscribe()
     }
 
-    /// Brings the bootstrap forward; the state that it returns is synced.
-    pub(crate) async fn bootstrap(&self, part: Part, event: Event) -> Result<Bootstrap, NodeFailure> {
+    /// Brings the bootstrap forward; the state that it returns is synced. A node that is bound to a cluster from
+    /// here on finds it again by its `contacts` (names and addresses), which are stored with that.
+    pub(crate) async fn bootstrap(
+        &self,
+        part: Part,
+        event: Event,
+        contacts: BTreeMap<String, String>,
+    ) -> Result<Bootstrap, NodeFailure> {
         self.change(move |memories| {
             let next = std::mem::take(&mut memories.bootstrap).next(part, event);
             memories.bootstrap =
                 next.map_err(|foreign| NodeFailure::ForeignCluster { own: foreign.own, other: foreign.other })?;
+            if memories.bootstrap.bound_to().is_some() {
+                for (name, address) in contacts {
+                    memories.known.entry(name).or_insert(Known { address, start: Start::default() });
+                }
+            }
             Ok(memories.bootstrap.clone())
         })
         .await
@@ -146,10 +157,14 @@ mod tests {
         let store = Store::open(dir.path(), "n1").await.unwrap();
         let memory = Memory::open(&store).unwrap();
         let cluster = ClusterKey { id: 7, generation: 0 };
+        let met = BTreeMap::from([("n3".to_owned(), "127.0.0.1:1".to_owned())]);
         let asked = Event::Heard(Standing::Asking { cluster });
-        assert_eq!(memory.bootstrap(Part::Founder, asked).await.unwrap(), Bootstrap::Promised { cluster });
+        assert_eq!(memory.bootstrap(Part::Founder, asked, met).await.unwrap(), Bootstrap::Promised { cluster });
+        let address = "127.0.0.1:1".to_owned();
+        let n3 = Known { address: address.clone(), start: Start::default() };
+        assert_eq!(memory.get().known, BTreeMap::from([("n3".to_owned(), n3)]), "whom it met, it finds again");
         let start = Start { node_id: 1, boot: 2, start: 3 };
-        let known = BTreeMap::from([("n2".to_owned(), Known { address: "127.0.0.1:1".into(), start })]);
+        let known = BTreeMap::from([("n2".to_owned(), Known { address, start })]);
         memory.set_known(known.clone()).await.unwrap();
         store.close().await;
         drop((memory, store));
@@ -157,7 +172,7 @@ mod tests {
         let memory = Memory::open(&store).unwrap();
         assert_eq!(*memory.get(), Memories { bootstrap: Bootstrap::Promised { cluster }, known, rolled_back: None });
         let other = Event::Heard(Standing::Member { cluster: ClusterKey { id: 8, generation: 0 } });
-        assert!(memory.bootstrap(Part::Founder, other).await.is_err());
+        assert!(memory.bootstrap(Part::Founder, other, BTreeMap::new()).await.is_err());
         assert_eq!(memory.get().bootstrap, Bootstrap::Promised { cluster }, "a refused event changes nothing");
     }
 

@@ -55,8 +55,8 @@ messages! {
         pub(crate) known: Option<Start>,
     }
 
-    /// One start of one node.
-    #[derive(Copy, Eq)]
+    /// One start of one node. All zero: of a node that was met, and not seen registered.
+    #[derive(Copy, Eq, Default)]
     pub(crate) struct Start {
         pub(crate) node_id: u64,
         pub(crate) boot: u64,

@@ -13,7 +13,7 @@ use rafted_value::{
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
-use crate::bootstrap::{ClusterKey, Part};
+use crate::bootstrap::{Bootstrap, ClusterKey, Event, Part};
 use crate::cluster::{Answer, CLUSTER_GROUP, Cluster, Command, Query, Reply};
 use crate::config::FleetConfig;
 use crate::error::NodeFailure;
@@ -118,6 +118,11 @@ impl Node {
         self.endpoint.set_cluster(ClusterId { id: cluster.id, generation: cluster.generation });
         self.replicas.set_cluster(tag);
         Ok(())
+    }
+
+    /// Brings the bootstrap forward; the state that it returns is synced.
+    pub(crate) async fn bootstrap(&self, event: Event) -> Result<Bootstrap, NodeFailure> {
+        self.memory.bootstrap(self.part, event, self.contacts.get()).await
     }
 
     /// Asks another node, or this one.

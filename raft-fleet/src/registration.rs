@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::bootstrap::Bootstrap;
 use crate::cluster::{CLUSTER_GROUP, Cluster, Command, NodePhase, Refusal, Registration, Reply};
 use crate::error::NodeFailure;
-use crate::joining::check_seeds;
+use crate::joining::{MAX_PATIENCE, check_seeds, look_around};
 use crate::message::{LastStart, Start};
 use crate::node::{Node, Progress};
 use crate::replicas::Hosted;
@@ -31,9 +31,6 @@ const STARTS_AT_ONCE: usize = 8;
 
 /// Ends when this node is registered and its replicas run.
 pub(crate) async fn register(node: &Arc<Node>) -> Result<(), NodeFailure> {
-    for known in node.memory.get().known.iter() {
-        node.meet(known.0, &known.1.address);
-    }
     open_gate(node).await?;
     let index = announce(node).await?;
     node.view.wait(|cluster| (cluster.changed_at >= index).then_some(())).await;
@@ -66,7 +63,7 @@ async fn open_gate(node: &Arc<Node>) -> Result<(), NodeFailure> {
             node.gate.open();
             break;
         }
-        check_own_seeds(node).await?;
+        find_others(node).await?;
         tokio::time::sleep(PAUSE.mul_f64(rand::random_range(0.5..1.5))).await;
     }
     Ok(())
@@ -110,7 +107,15 @@ fn check_start(node: &Node, known: Option<Start>) -> Result<(), NodeFailure> {
 /// Whether the seeds belong to the cluster that this node is in.
 pub(crate) async fn check_own_seeds(node: &Node) -> Result<(), NodeFailure> {
     match node.memory.get().bootstrap {
-        Bootstrap::Member { cluster } => check_seeds(node, cluster).await,
+        Bootstrap::Member { cluster } => check_seeds(node, cluster, MAX_PATIENCE).await,
+        _ => Ok(()),
+    }
+}
+
+/// Looks for nodes of the cluster that this node is in, which it may not know yet.
+async fn find_others(node: &Node) -> Result<(), NodeFailure> {
+    match node.memory.get().bootstrap {
+        Bootstrap::Member { cluster } => look_around(node, cluster).await,
         _ => Ok(()),
     }
 }
@@ -142,7 +147,7 @@ async fn announce(node: &Arc<Node>) -> Result<u64, NodeFailure> {
             Ok(Reply::Refused(refusal)) => refusal,
             Err(error) => {
                 tracing::debug!(node = %node.name, %error, "not registered yet, trying again");
-                check_own_seeds(node).await?;
+                find_others(node).await?;
                 continue;
             }
         };

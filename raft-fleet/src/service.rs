@@ -13,7 +13,7 @@ use crate::cluster::CLUSTER_GROUP;
 use crate::following;
 use crate::message::{
     CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading, Membership,
-    Namesake, Position, PromiseTaken, Released, Where, WhoAreYou,
+    Namesake, Position, PromiseTaken, Released, Start, Where, WhoAreYou,
 };
 use crate::node::Node;
 use crate::replicas::Detail;
@@ -99,7 +99,7 @@ async fn take_promise(node: &Node, from: &str, given: GivePromise) -> PromiseTak
     }
     let node_id = promise.node_id;
     let event = Event::PromiseArrived { cluster: given.cluster, promise };
-    match node.memory.bootstrap(node.part, event).await {
+    match node.bootstrap(event).await {
         Ok(state) => PromiseTaken { taken: state.has_promise_of(from, node_id) },
         Err(failure) => {
             node.fail(failure);
@@ -110,7 +110,8 @@ async fn take_promise(node: &Node, from: &str, given: GivePromise) -> PromiseTak
 
 async fn last_start(node: &Node, from: &str, question: LastStart) -> KnownStart {
     node.meet(from, &question.address);
-    KnownStart { known: node.memory.get().known.get(from).map(|known| known.start) }
+    let known = node.memory.get().known.get(from).map(|known| known.start);
+    KnownStart { known: known.filter(|start| *start != Start::default()) }
 }
 
 async fn who_am_i(node: &Node) -> IAm {

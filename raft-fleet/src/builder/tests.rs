@@ -1,0 +1,57 @@
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use batched_comm::MemoryCa;
+use tempfile::TempDir;
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct World {
+    ca: MemoryCa,
+    addresses: Vec<SocketAddr>,
+    disk: TempDir,
+}
+
+impl World {
+    fn new(count: usize) -> Self {
+        let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        Self { ca: Identity::in_memory_ca().unwrap(), addresses, disk: tempfile::tempdir().unwrap() }
+    }
+
+    /// All nodes, each of which has the first one as its only seed.
+    async fn start_all(&self) -> Vec<Fleet> {
+        let mut fleets = Vec::new();
+        for (number, address) in self.addresses.iter().enumerate() {
+            let name = format!("n{number}");
+            let builder = Fleet::builder(&name).listen(*address).identity(self.ca.issue(&name).unwrap());
+            let builder = builder.seeds(vec![self.addresses[0]]).bootstrap_expect(self.addresses.len() as u32);
+            fleets.push(builder.data_dir(self.disk.path().join(&name)).start().await.unwrap());
+        }
+        for fleet in &fleets {
+            tokio::time::timeout(DEADLINE, fleet.ready()).await.expect("ready in time").unwrap();
+        }
+        fleets
+    }
+
+    async fn stop_all(&self, fleets: Vec<Fleet>) {
+        let stopping: JoinSet<()> = fleets.into_iter().map(|fleet| async move { fleet.shutdown().await }).collect();
+        tokio::time::timeout(DEADLINE, stopping.join_all()).await.expect("stopped in time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_that_remember_nobody_find_each_other_by_one_seed() {
+    let world = World::new(5);
+    world.stop_all(world.start_all().await).await;
+    for number in 0..5 {
+        // What a crash may leave right after a node came to its cluster.
+        let name = format!("n{number}");
+        let store = Store::open(world.disk.path().join(&name), &name).await.unwrap();
+        Memory::open(&store).unwrap().set_known(BTreeMap::new()).await.unwrap();
+        store.close().await;
+    }
+    world.stop_all(world.start_all().await).await;
+}
