@@ -139,7 +139,8 @@ pub(crate) async fn stay_registered(node: &Arc<Node>) {
 
 /// Registers; answers the index from which on the cluster's state has it.
 async fn announce(node: &Arc<Node>) -> Result<u64, NodeFailure> {
-    let started = Instant::now();
+    // Since when the other node of this name has been there, as far as was heard.
+    let mut in_use_since: Option<Instant> = None;
     let mut told = false;
     loop {
         let refusal = match node.cluster_command(Command::Register(registration(node)), ATTEMPT).await {
@@ -147,14 +148,19 @@ async fn announce(node: &Arc<Node>) -> Result<u64, NodeFailure> {
             Ok(Reply::Refused(refusal)) => refusal,
             Err(error) => {
                 tracing::debug!(node = %node.name, %error, "not registered yet, trying again");
+                in_use_since = None;
                 find_others(node).await?;
                 continue;
             }
         };
+        in_use_since = match refusal {
+            Refusal::NameInUse { .. } => in_use_since.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
         match refusal {
             Refusal::RolledBack { given, registered } => return Err(NodeFailure::RolledBack { given, registered }),
             Refusal::Fenced => return Err(NodeFailure::Fenced { name: node.name.to_string() }),
-            Refusal::NameInUse { address, .. } if started.elapsed() > NAME_PATIENCE => {
+            Refusal::NameInUse { address, .. } if in_use_since.is_some_and(|since| since.elapsed() > NAME_PATIENCE) => {
                 return Err(NodeFailure::NameInUse { name: node.name.to_string(), address });
             }
             Refusal::WaitsForPurge { node_id, .. } if !std::mem::replace(&mut told, true) => {
