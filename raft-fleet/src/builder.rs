@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use batched_comm::{Endpoint, Identity, NodeName};
 use rafted_value::{
@@ -13,7 +14,7 @@ use rafted_value::{
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::bootstrap::{Bootstrap, Part};
+use crate::bootstrap::Part;
 use crate::carrier::Carrier;
 use crate::cluster::Cluster;
 use crate::config::FleetConfig;
@@ -259,8 +260,7 @@ impl FleetBuilder {
         if let Some(RolledBack { given, registered }) = memory.get().rolled_back {
             return Err(NodeFailure::RolledBack { given, registered }.into());
         }
-        let is_new = !matches!(memory.get().bootstrap, Bootstrap::Member { .. });
-        let expected_nodes = if is_new { self.bootstrap_expect.unwrap_or(1) as usize } else { 1 };
+        let expected_nodes = self.bootstrap_expect.unwrap_or(1) as usize;
         let gate = Gate::default();
         let transport: Arc<dyn Transport> = Arc::new(QuicTransport::new(endpoint.clone(), RAFT_MAILBOX));
         let gated: Arc<dyn Transport> = Arc::new(Gated { gate: gate.clone(), transport: transport.clone() });
@@ -308,6 +308,7 @@ impl FleetBuilder {
             peers,
             contacts,
             client: GroupClient::new(Arc::new(routes), Arc::new(carrier)),
+            is_founder: AtomicBool::new(false),
             progress: watch::Sender::new(Progress::Joining),
             leads_cluster: watch::Sender::new(None),
             events: broadcast::Sender::new(EVENT_BACKLOG),

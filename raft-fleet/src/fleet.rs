@@ -4,6 +4,7 @@ use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ pub struct Fleet {
 struct Inner {
     node: Arc<Node>,
     types: Types,
-    /// How many nodes a new cluster has when it is ready.
+    /// How many nodes a cluster that this process helps to make has when it is ready.
     expected_nodes: usize,
     /// All tasks; they end when this is dropped.
     tasks: Mutex<JoinSet<()>>,
@@ -77,7 +78,7 @@ impl Fleet {
         if let Progress::Failed(failure) = settled {
             return Err(failure.into());
         }
-        let expected = self.inner.expected_nodes;
+        let expected = self.expected_nodes();
         let complete = node.view.wait(|cluster| (cluster.nodes().count() >= expected).then_some(()));
         tokio::select! {
             () = complete => Ok(()),
@@ -88,7 +89,13 @@ impl Fleet {
     /// Whether [`Fleet::ready`] would return at once, and well.
     pub fn is_ready(&self) -> bool {
         let node = self.node();
-        node.is_running() && node.view.get().nodes().count() >= self.inner.expected_nodes
+        node.is_running() && node.view.get().nodes().count() >= self.expected_nodes()
+    }
+
+    /// How many nodes must be registered before this one is ready: who only joins a cluster cannot know how many
+    /// nodes that still has.
+    fn expected_nodes(&self) -> usize {
+        if self.node().is_founder.load(Ordering::Relaxed) { self.inner.expected_nodes } else { 1 }
     }
 
     /// Waits until the node can be no part of its cluster any more; stop the process then.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use batched_comm::{ConnectError, PeerState, Refusal};
@@ -37,6 +38,9 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
         let state = node.memory.get().bootstrap.clone();
         if let Some(cluster) = state.bound_to() {
             node.bind(cluster).await?;
+        }
+        if matches!(state, Bootstrap::Decided { .. } | Bootstrap::Promised { .. }) {
+            node.is_founder.store(true, Ordering::Relaxed);
         }
         match state {
             Bootstrap::Member { .. } => return Ok(()),

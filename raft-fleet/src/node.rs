@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +90,8 @@ pub(crate) struct Node {
     pub(crate) peers: Arc<Peers>,
     pub(crate) contacts: Arc<Contacts>,
     pub(crate) client: GroupClient,
+    /// Whether this process took part in making the cluster.
+    pub(crate) is_founder: AtomicBool,
     pub(crate) progress: watch::Sender<Progress>,
     /// Whether this node leads the cluster group.
     pub(crate) leads_cluster: watch::Sender<Option<Leadership>>,
