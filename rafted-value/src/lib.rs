@@ -45,6 +45,7 @@ pub use crate::error::{
     CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, StoreError, UnknownOutcome,
 };
 pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
+pub use crate::membership::MAX_CATCH_UP_LAG;
 pub use crate::proposer::ProposeError;
 #[cfg(feature = "quic")]
 pub use crate::quic::{QuicTransport, serve};

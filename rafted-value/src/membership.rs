@@ -31,14 +31,14 @@ pub(crate) fn members_of(effective: &StoredMembership, committed: &StoredMembers
     }
 }
 
-/// Entries that a replica may lack and still be given a part that others wait for.
-const MAX_LAG: u64 = 1_000;
+/// Entries that a replica may lack and still be given a part that others wait for: a vote, or the leadership.
+pub const MAX_CATCH_UP_LAG: u64 = 1_000;
 
 /// Whether the leader knows that a replica has nearly all entries.
 pub(crate) fn is_close(status: &Status, id: ReplicaId) -> bool {
     let last = status.last_log_index.unwrap_or(0);
     let matched = status.matched.get(&id).copied().flatten();
-    id == status.replica || matched.is_some_and(|matched| matched.saturating_add(MAX_LAG) >= last)
+    id == status.replica || matched.is_some_and(|matched| matched.saturating_add(MAX_CATCH_UP_LAG) >= last)
 }
 
 /// Makes one change on the leader. Voters that are left out leave the group. The step's index is written into a

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rafted_value::{Member, Members, MembersError, ReplicaId, Role, Status};
+use rafted_value::{MAX_CATCH_UP_LAG, Member, Members, MembersError, ReplicaId, Role, Status};
 
 use crate::adjustment::{Observed, Place, Replica, Step, next_step};
 use crate::cluster::{Cluster, Command, GroupPhase};
@@ -34,8 +34,6 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a change of members may take; after that the group is looked at again.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
-/// A replica that lacks at most this many entries counts as caught up: under load, that many are on their way.
-const CLOSE_ENTRIES: u64 = 4_096;
 
 /// Looks at the group, and takes the next step.
 pub(super) async fn take(node: &Node, id: ReplicaId, may_transfer: bool) -> Outcome {
@@ -130,7 +128,8 @@ fn observe(node: &Node, status: &Status, view: &Cluster) -> Observed {
             node_id: member.node,
             voter: status.members.is_voter(id),
             reachable: is_reachable(node, view, &member.name, member.node),
-            caught_up: id == status.replica || matched.is_some_and(|matched| matched + CLOSE_ENTRIES >= last),
+            caught_up: id == status.replica
+                || matched.is_some_and(|matched| matched.saturating_add(MAX_CATCH_UP_LAG) >= last),
         };
         (id, replica)
     };
