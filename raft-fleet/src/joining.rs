@@ -8,6 +8,7 @@ use std::time::Duration;
 use batched_comm::{ConnectError, PeerState, Refusal};
 use futures_util::future::join_all;
 use rafted_value::{InitializeError, Member, ReplicaId};
+use tokio::time::Instant;
 
 use crate::bootstrap::{Bootstrap, ClusterKey, Event, Part, Promise, Standing};
 use crate::cluster::{CLUSTER_GROUP, CLUSTER_INCARNATION, voter_count};
@@ -23,6 +24,8 @@ pub(crate) const CLUSTER_TYPE: &str = "cluster";
 /// not there yet do not hold up those that are.
 const FIRST_PATIENCE: Duration = Duration::from_millis(250);
 pub(crate) const MAX_PATIENCE: Duration = Duration::from_secs(2);
+/// How long an initiator may ask for another cluster than the one that this node has promised to.
+const OTHER_PATIENCE: Duration = Duration::from_secs(8);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
@@ -33,6 +36,7 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
     }
     let (mut pause, mut patience) = (FIRST_PAUSE, FIRST_PATIENCE);
     let mut remembered = node.memory.subscribe();
+    let mut other_since: Option<Instant> = None;
     loop {
         remembered.borrow_and_update();
         let state = node.memory.get().bootstrap.clone();
@@ -56,7 +60,15 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             }
             Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
         }
-        let heard = ask_everybody(node, patience).await?;
+        let heard = match state.bound_to() {
+            Some(own) => {
+                let (checked, heard) = tokio::join!(check_seeds(node, own, patience), ask_everybody(node, patience));
+                checked?;
+                heard?
+            }
+            None => ask_everybody(node, patience).await?,
+        };
+        check_promise(&state, &heard, &mut other_since)?;
         patience = (patience * 2).min(MAX_PATIENCE);
         let changed = take_in(node, heard).await?;
         // An initiator begins only after it has asked once: it may have lost its disk in a cluster that lives.
@@ -71,6 +83,28 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             pause = (pause * 2).min(MAX_PAUSE);
         }
     }
+}
+
+/// An error when a promise is worth nothing any more: its initiator has lost its memory, and begins another
+/// cluster. One that begins while the promised cluster is there gives up as soon as it hears of that.
+fn check_promise(
+    state: &Bootstrap,
+    heard: &[(String, Here)],
+    other_since: &mut Option<Instant>,
+) -> Result<(), NodeFailure> {
+    let Bootstrap::Promised { cluster: own } = state else { return Ok(()) };
+    let mut asking = heard.iter().filter_map(|(_, here)| match here.standing {
+        Standing::Asking { cluster } if cluster != *own => Some(cluster.id),
+        _ => None,
+    });
+    let Some(other) = asking.next() else {
+        *other_since = None;
+        return Ok(());
+    };
+    if other_since.get_or_insert_with(Instant::now).elapsed() > OTHER_PATIENCE {
+        return Err(NodeFailure::ForeignCluster { own: own.id, other });
+    }
+    Ok(())
 }
 
 /// Mints a cluster id, and stores it with this node's own promise.
