@@ -17,7 +17,7 @@ use std::time::Duration;
 use batched_comm::PeerEvent;
 use rafted_value::ReplicaId;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use self::leading::Ledger;
@@ -44,7 +44,9 @@ struct Desk {
     node: Arc<Node>,
     ledger: Ledger,
     due: HashMap<ReplicaId, Due>,
-    steps: JoinSet<(ReplicaId, Outcome)>,
+    steps: JoinSet<Outcome>,
+    /// Which replica's step a task is.
+    stepping: HashMap<task::Id, ReplicaId>,
 }
 
 /// Never ends by itself.
@@ -52,7 +54,12 @@ pub(crate) async fn reconcile(node: Arc<Node>) {
     let mut view = node.view.subscribe();
     let mut silent = node.peers.subscribe();
     let mut peers = node.endpoint.events();
-    let mut desk = Desk { node: node.clone(), ledger: Ledger::default(), due: HashMap::new(), steps: JoinSet::new() };
+    let mut desk = Desk::new(node.clone());
+    // A run before this one may have ended in a panic.
+    node.leads_cluster.send_replace(None);
+    for hosted in node.replicas.all() {
+        node.replicas.dirty.mark(hosted.id());
+    }
     loop {
         let next = desk.next_due();
         tokio::select! {
@@ -71,7 +78,7 @@ pub(crate) async fn reconcile(node: Arc<Node>) {
                 Err(RecvError::Lagged(_)) => desk.ledger.tell_all(&node),
                 Err(RecvError::Closed) => return,
             },
-            Some(Ok((replica, outcome))) = desk.steps.join_next() => desk.finish(replica, outcome),
+            Some(ended) = desk.steps.join_next_with_id() => desk.end(ended),
             () = tokio::time::sleep_until(next) => {}
         }
         desk.begin_steps();
@@ -79,6 +86,11 @@ pub(crate) async fn reconcile(node: Arc<Node>) {
 }
 
 impl Desk {
+    fn new(node: Arc<Node>) -> Self {
+        let (steps, stepping) = (JoinSet::new(), HashMap::new());
+        Self { node, ledger: Ledger::default(), due: HashMap::new(), steps, stepping }
+    }
+
     fn next_due(&self) -> Instant {
         let idle = Instant::now() + self.node.config.reconcile_interval();
         if self.steps.len() >= STEPS_AT_ONCE {
@@ -120,7 +132,16 @@ impl Desk {
             // Spread out, so that the groups of a node are not looked at all at once.
             due.at = now + interval.mul_f64(rand::random_range(0.75..1.25));
             let (node, may_transfer) = (self.node.clone(), now >= due.may_transfer);
-            self.steps.spawn(async move { (id, step::take(&node, id, may_transfer).await) });
+            let step = self.steps.spawn(async move { step::take(&node, id, may_transfer).await });
+            self.stepping.insert(step.id(), id);
+        }
+    }
+
+    /// A step that panicked has failed, and is taken again later.
+    fn end(&mut self, ended: Result<(task::Id, Outcome), JoinError>) {
+        let (task, outcome) = ended.unwrap_or_else(|error| (error.id(), Outcome::Failed));
+        if let Some(replica) = self.stepping.remove(&task) {
+            self.finish(replica, outcome);
         }
     }
 
