@@ -179,7 +179,7 @@ pub enum NodeError {
         name: String,
     },
     /// It gives its replicas away, and has not finished.
-    #[error("node {name} still has {replicas} replicas after {waited:?}; it goes on by itself, ask again later")]
+    #[error("node {name} still has {replicas} replicas (waited for {waited:?}); it goes on by itself, ask again later")]
     StillDraining {
         /// The name.
         name: String,

@@ -337,6 +337,18 @@ impl Fleet {
 
     /// Forgets a node that was drained, or that is unreachable: its replicas are replaced.
     pub async fn remove_node(&self, name: &str) -> Result<(), NodeError> {
+        let node = self.node();
+        let is_draining = |record: &crate::cluster::Node| record.phase == NodePhase::Draining;
+        let drains = node.view.get().node(name).is_some_and(is_draining);
+        // It would lose at once what it still holds.
+        if drains
+            && !node.peers.is_silent(name)
+            && let Ok(is) = node.call(name, &WhoAreYou {}, CALL_PATIENCE).await
+            && is.replicas > 0
+        {
+            let (name, waited) = (name.to_owned(), Duration::ZERO);
+            return Err(NodeError::StillDraining { name, replicas: is.replicas, waited });
+        }
         self.node_command(name, Command::RemoveNode { node: name.to_owned() }).await
     }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::bootstrap::{Event, Part};
 use crate::cleanup;
-use crate::cluster::CLUSTER_GROUP;
+use crate::cluster::{CLUSTER_GROUP, NodePhase};
 use crate::following;
 use crate::message::{
     CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading, Membership,
@@ -133,8 +133,11 @@ async fn try_create(node: &Node, request: CreateReplica) -> Result<Created, Stri
     if tokio::time::timeout(VIEW_PATIENCE, known).await.is_err() {
         return Err("this node is not registered, or its copy of the cluster's state is behind".into());
     }
+    let view = node.view.get();
+    if view.node(node.name.as_str()).is_some_and(|record| record.phase == NodePhase::Draining) {
+        return Err("this node gives its replicas away".into());
+    }
     if request.group != CLUSTER_GROUP {
-        let view = node.view.get();
         if view.group(&request.group).is_none_or(|group| group.incarnation != request.incarnation) {
             return Err("there is no such incarnation of the group".into());
         }

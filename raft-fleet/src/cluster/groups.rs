@@ -54,7 +54,11 @@ impl Cluster {
         }
         let mut founders = Vec::new();
         for (node, node_id, replica) in replicas {
-            let zone = self.node_of_memory(node, *node_id)?.zone.clone();
+            let record = self.node_of_memory(node, *node_id)?;
+            if record.phase == NodePhase::Draining {
+                return Err(Refusal::Outdated);
+            }
+            let zone = record.zone.clone();
             founders.push(Founder { node: node.clone(), node_id: *node_id, zone, replica: *replica });
         }
         let group = self.group_of(name, incarnation)?;
