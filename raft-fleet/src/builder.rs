@@ -126,14 +126,15 @@ impl FleetBuilder {
     }
 
     /// How many nodes make a new cluster together, at least 1. The first of the seeds makes it, when this many,
-    /// itself included, have promised to take part; all others only join. Without it, a node with seeds joins a
-    /// cluster that exists, and one without seeds is a cluster of one.
+    /// itself included, have promised to take part; all others only join. Without it, a node with seeds or with
+    /// [`FleetBuilder::bootstrap_node`] joins a cluster that exists, and one without is a cluster of one.
     pub fn bootstrap_expect(mut self, nodes: u32) -> Self {
         self.bootstrap_expect = Some(nodes);
         self
     }
 
-    /// The name of the node that makes a new cluster, instead of the one that listens on the first seed.
+    /// The name of the node that makes a new cluster, instead of the one that listens on the first seed; it needs
+    /// [`FleetBuilder::bootstrap_expect`], too.
     pub fn bootstrap_node(mut self, name: &str) -> Self {
         self.bootstrap_node = Some(name.to_owned());
         self
@@ -241,7 +242,7 @@ impl FleetBuilder {
             (None, Some(first)) => *first == listen || *first == advertise,
             (None, None) => true,
         };
-        let alone = self.seeds.is_empty() || self.bootstrap_node.is_some();
+        let alone = self.seeds.is_empty() && self.bootstrap_node.is_none();
         let expect = self.bootstrap_expect.or(alone.then_some(1));
         match (is_first, expect) {
             (true, Some(expect)) => Part::Initiator { expect: expect as usize },
