@@ -137,10 +137,10 @@ async fn try_create(node: &Node, request: CreateReplica) -> Result<Created, Stri
     if view.node(node.name.as_str()).is_some_and(|record| record.phase == NodePhase::Draining) {
         return Err("this node gives its replicas away".into());
     }
-    if request.group != CLUSTER_GROUP {
-        if view.group(&request.group).is_none_or(|group| group.incarnation != request.incarnation) {
-            return Err("there is no such incarnation of the group".into());
-        }
+    if request.group != CLUSTER_GROUP
+        && view.group(&request.group).is_none_or(|group| group.incarnation != request.incarnation)
+    {
+        return Err("there is no such incarnation of the group".into());
     }
     let detail = Detail { type_name: request.type_name, after: request.after };
     let minted = node.replicas.mint(&request.group, request.incarnation, &detail).await;

@@ -1,3 +1,5 @@
+//! Nodes that start again with what a crash left them.
+
 use std::net::UdpSocket;
 use std::time::Duration;
 
