@@ -21,7 +21,7 @@ use crate::memory::RolledBack;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
 use crate::reconciler::reconcile;
-use crate::registration::{check_own_seeds, register, stay_registered};
+use crate::registration::{check_own_seeds, register, revive_replicas, stay_registered};
 
 /// Before a task that panicked is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -35,6 +35,7 @@ pub(crate) fn spawn_tasks(node: &Arc<Node>, tasks: &mut JoinSet<()>) {
     supervise(tasks, node, "initializing", initialize_groups);
     supervise(tasks, node, "cleanup", clean_up);
     supervise(tasks, node, "monitor", monitor);
+    supervise(tasks, node, "revival", revive_replicas);
     supervise(tasks, node, "peers", |node| async move { node.peers.run(&node.endpoint).await });
 }
 

@@ -26,6 +26,8 @@ const ATTEMPT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long the cluster may take to see that a crashed process of this name is gone.
 const NAME_PATIENCE: Duration = Duration::from_secs(8);
+/// How often it is looked whether replicas have stopped. It is rare, and a start that fails is told each time.
+const REVIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Replicas that are started at once.
 const STARTS_AT_ONCE: usize = 8;
 
@@ -189,13 +191,23 @@ fn registration(node: &Node) -> Registration {
     }
 }
 
-/// Starts what the store holds. A replica that cannot start is told of, and keeps its data.
+/// Starts what the store holds and does not run. A replica that cannot start is told of, and keeps its data.
 async fn start_replicas(node: &Arc<Node>) {
-    let stored = node.replicas.stored();
-    let starts = stored.into_iter().filter(|stored| stored.group != CLUSTER_GROUP).map(|stored| async move {
+    let stored = node.replicas.stored().into_iter();
+    let starts = stored.filter(|stored| node.replicas.get(stored.replica).is_none()).map(|stored| async move {
         if let Err(error) = node.replicas.start(stored.replica).await {
             tracing::error!(group = %stored.group, replica = %stored.replica, %error, "a stored replica did not start");
         }
     });
     futures_util::stream::iter(starts).buffer_unordered(STARTS_AT_ONCE).for_each(|()| async {}).await;
+}
+
+/// Never ends by itself: starts replicas again that have stopped by themselves, or that did not start.
+pub(crate) async fn revive_replicas(node: Arc<Node>) {
+    loop {
+        tokio::time::sleep(REVIVE_INTERVAL).await;
+        node.running().await;
+        node.replicas.drop_stopped().await;
+        start_replicas(&node).await;
+    }
 }

@@ -242,7 +242,18 @@ impl Replicas {
     /// Stops a replica and deletes what it stored. Only with proof that it is no longer needed.
     pub(crate) async fn remove(&self, id: ReplicaId) -> Result<(), ReplicaError> {
         let _permit = self.changing.acquire().await.map_err(failed)?;
-        let hosted = self.write(|running| {
+        if let Some(hosted) = self.withdraw(id) {
+            hosted.replica.shutdown().await;
+        }
+        if self.store.replicas().iter().any(|stored| stored.replica == id) {
+            self.store.remove_replica(id).await.map_err(failed)?;
+        }
+        self.dirty.mark(id);
+        Ok(())
+    }
+
+    fn withdraw(&self, id: ReplicaId) -> Option<Hosted> {
+        self.write(|running| {
             let hosted = running.by_id.remove(&id)?;
             if let Some(ids) = running.by_group.get_mut(hosted.group()) {
                 ids.retain(|other| *other != id);
@@ -251,15 +262,20 @@ impl Replicas {
                 }
             }
             Some(hosted)
-        });
-        if let Some(hosted) = hosted {
-            hosted.replica.shutdown().await;
+        })
+    }
+
+    /// Lets go of replicas that have stopped by themselves, so that they can be started again; what they stored
+    /// stays.
+    pub(crate) async fn drop_stopped(&self) {
+        let Ok(_permit) = self.changing.acquire().await else { return };
+        let all = self.all().into_iter();
+        for id in all.filter(|hosted| hosted.replica.status().role == Role::Stopped).map(|hosted| hosted.id()) {
+            if let Some(hosted) = self.withdraw(id) {
+                hosted.replica.shutdown().await;
+            }
+            self.dirty.mark(id);
         }
-        if self.store.replicas().iter().any(|stored| stored.replica == id) {
-            self.store.remove_replica(id).await.map_err(failed)?;
-        }
-        self.dirty.mark(id);
-        Ok(())
     }
 
     /// Stops all replicas; what they stored stays.
@@ -283,4 +299,57 @@ impl Replicas {
 
 fn failed(error: impl std::fmt::Display) -> ReplicaError {
     ReplicaError::Failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use rafted_value::{Body, BoxFuture, TransportError};
+
+    use super::*;
+    use crate::cluster::Cluster;
+
+    struct Nowhere;
+
+    impl Transport for Nowhere {
+        fn call(&self, _: &str, _: Bytes, _: Duration) -> BoxFuture<Result<Bytes, TransportError>> {
+            Box::pin(async { Err(TransportError::NotSent("there is nobody".into())) })
+        }
+
+        fn call_with_body(
+            &self,
+            node: &str,
+            request: Bytes,
+            _: Box<dyn Body>,
+            timeout: Duration,
+        ) -> BoxFuture<Result<Bytes, TransportError>> {
+            self.call(node, request, timeout)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_has_stopped_can_be_started_again() {
+        let store = Store::memory("n1");
+        let types = HashMap::from([("t".to_owned(), ValueFactory::of::<Cluster>(None))]);
+        let nowhere: Arc<dyn Transport> = Arc::new(Nowhere);
+        let replicas = Replicas::new(store.clone(), types, GroupConfig::default(), nowhere.clone(), nowhere);
+        replicas.set_cluster(ClusterTag { id: 1, generation: 0 });
+        let detail = Detail { type_name: "t".into(), after: None };
+        let mut ids = Vec::new();
+        for group in ["stopped", "running"] {
+            let id = replicas.mint(group, 1, &detail).await.unwrap();
+            replicas.start(id).await.unwrap();
+            ids.push(id);
+        }
+        replicas.get(ids[0]).unwrap().replica.shutdown().await;
+        replicas.drop_stopped().await;
+        assert!(replicas.get(ids[0]).is_none() && replicas.all_of_group("stopped").is_empty());
+        assert!(replicas.get(ids[1]).is_some());
+        let again = replicas.start(ids[0]).await.unwrap();
+        assert_ne!(again.replica.status().role, Role::Stopped);
+        replicas.shutdown().await;
+        store.close().await;
+    }
 }
