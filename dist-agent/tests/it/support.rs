@@ -222,6 +222,9 @@ pub struct Client {
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
         let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(30)));
+        // A connection of its own for each request: one that the server closes while it is idle would look like a
+        // node that does not answer.
+        let config = config.max_idle_connections(0).max_idle_connections_per_host(0);
         let config = config.http_status_as_error(false).build();
         Self { agent: config.into(), address }
     }
@@ -242,6 +245,7 @@ impl Client {
             Some(body) => self.agent.run(request.body(body.to_vec()).unwrap()),
             None => self.agent.run(request.body(()).unwrap()),
         };
+        let sent = sent.inspect_err(|error| eprintln!("{method} {path}: {error}"));
         let (parts, mut body) = sent.ok()?.into_parts();
         let body = body.with_config().limit(64 << 20).read_to_vec().ok()?;
         Some(Response { status: parts.status.as_u16(), headers: parts.headers, body })
