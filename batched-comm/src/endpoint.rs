@@ -76,15 +76,27 @@ impl Endpoint {
         identity: Identity,
         config: EndpointConfig,
     ) -> Result<Endpoint, BindError> {
-        let (server, client) = tls_configs(&identity, &config)?;
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
-        let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::AddressInUse { address },
             _ => BindError::Socket { address, source },
         };
         let socket = bind_socket(address).map_err(failed)?;
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
+        Self::start(socket, runtime, address, identity, config)
+    }
+
+    /// A node over any socket for datagrams.
+    fn start(
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
+        runtime: Arc<dyn quinn::Runtime>,
+        address: SocketAddr,
+        identity: Identity,
+        config: EndpointConfig,
+    ) -> Result<Endpoint, BindError> {
+        let (server, client) = tls_configs(&identity, &config)?;
+        let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
+        let failed = |source: io::Error| BindError::Socket { address, source };
         let socket = Arc::new(ClosableSocket::new(socket).map_err(failed)?);
         let quic =
             quinn::Endpoint::new_with_abstract_socket(identity.quic_config(), Some(server), socket.clone(), runtime);
