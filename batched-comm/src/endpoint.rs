@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use crate::bulk::{BulkListener, BulkSender};
+use crate::chance::Chance;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{BindError, BulkError, CallError, ConnectError, EncodeError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
@@ -83,30 +84,32 @@ impl Endpoint {
         };
         let socket = bind_socket(address).map_err(failed)?;
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
-        Self::start(socket, runtime, address, identity, config)
+        Self::start(socket, runtime, address, identity, config, Chance::System)
     }
 
-    /// A node over any socket for datagrams.
+    /// A node over any socket for datagrams. `address` is for errors.
     fn start(
         socket: Arc<dyn quinn::AsyncUdpSocket>,
         runtime: Arc<dyn quinn::Runtime>,
         address: SocketAddr,
         identity: Identity,
         config: EndpointConfig,
+        chance: Chance,
     ) -> Result<Endpoint, BindError> {
         let (server, client) = tls_configs(&identity, &config)?;
         let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let failed = |source: io::Error| BindError::Socket { address, source };
         let socket = Arc::new(ClosableSocket::new(socket).map_err(failed)?);
-        let quic =
-            quinn::Endpoint::new_with_abstract_socket(identity.quic_config(), Some(server), socket.clone(), runtime);
+        let chance = Arc::new(chance);
+        let quic_config = identity.quic_config(&chance);
+        let quic = quinn::Endpoint::new_with_abstract_socket(quic_config, Some(server), socket.clone(), runtime);
         let quic = quic.map_err(failed)?;
         let local_address = quic.local_addr().map_err(failed)?;
-        let instance = config.instance().unwrap_or_else(rand::random);
+        let instance = config.instance().unwrap_or_else(|| chance.number());
         let own = Introduction { name: identity.name().clone(), cluster: None, instance };
         let linker = Linker::new(quic, socket, client, own, config.hello_timeout());
         let name = identity.name().clone();
-        let shared = Arc::new(Shared::new(name, local_address, linker, config, handle));
+        let shared = Arc::new(Shared::new(name, local_address, linker, config, handle, chance));
         shared.spawn(accept::run(shared.clone()));
         Ok(Endpoint { handle: Arc::new(Handle { shared }) })
     }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod endpoint;
 mod peer;
 mod bulk;
@@ -17,6 +19,8 @@ mod frame;
 pub mod tls;
 pub mod stats;
 mod config;
+mod chance;
+mod clock;
 mod error;
 mod name;
 

@@ -19,6 +19,7 @@ use tokio::time::timeout_at;
 
 use crate::bulk::BulkLink;
 use crate::calls::{Calls, MAX_CALLS};
+use crate::clock;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{CallError, EncodeError, Refusal, SendError};
 use crate::frame::{Head, Kind, MAILBOX_SEPARATOR, MAX_JOINED_NAMES_BYTES, Refused};
@@ -369,7 +370,7 @@ impl Peer {
         timeout: Duration,
         encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
     ) -> Result<Body, CallError> {
-        let now = Instant::now();
+        let now = clock::now();
         let deadline = now.checked_add(timeout.min(FAR)).unwrap_or(now);
         let mut place = None;
         loop {

@@ -26,6 +26,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use crate::chance::Chance;
 use crate::error::{BindError, IdentityError};
 use crate::name::NodeName;
 use issue::{
@@ -179,16 +180,24 @@ impl Identity {
 
     /// How quinn makes connection ids and reset tokens. Both follow from the node's key, so that a
     /// restarted node answers packets of its former connections with resets that the peers believe.
-    pub(crate) fn quic_config(&self) -> quinn::EndpointConfig {
+    pub(crate) fn quic_config(&self, chance: &Arc<Chance>) -> quinn::EndpointConfig {
+        let id_key = self.key_for(b"connection ids");
+        let mut config = quinn::EndpointConfig::new(Arc::new(self.reset_key()));
+        config.rng_seed(chance.seed());
+        let chance = chance.clone();
+        config.cid_generator(move || Box::new(OwnConnectionIds { key: id_key.clone(), chance: chance.clone() }));
+        config
+    }
+
+    /// What signs a connection's id, so that the signature resets it.
+    pub(crate) fn reset_key(&self) -> hmac::Key {
+        self.key_for(b"stateless reset")
+    }
+
+    fn key_for(&self, label: &'static [u8]) -> hmac::Key {
         let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"batched-comm reset v1");
         let secret = salt.extract(self.inner.key.secret_der());
-        let reset_key = derive(&secret, b"stateless reset");
-        let id_key = derive(&secret, b"connection ids");
-        let reset_key = hmac::Key::new(hmac::HMAC_SHA256, &reset_key);
-        let id_key = hmac::Key::new(hmac::HMAC_SHA256, &id_key);
-        let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
-        config.cid_generator(move || Box::new(OwnConnectionIds { key: id_key.clone() }));
-        config
+        hmac::Key::new(hmac::HMAC_SHA256, &derive(&secret, label))
     }
 }
 
@@ -279,14 +288,17 @@ impl ServerCertVerifier for AnyNodeOfTheCa {
 /// answers noise with silence instead of a reset.
 struct OwnConnectionIds {
     key: hmac::Key,
+    chance: Arc<Chance>,
 }
 
 const ID_RANDOM_BYTES: usize = 6;
 const ID_TAG_BYTES: usize = 6;
+/// The length of every connection's id.
+pub(crate) const CONNECTION_ID_BYTES: usize = ID_RANDOM_BYTES + ID_TAG_BYTES;
 
 impl OwnConnectionIds {
-    fn id(&self, random: &[u8]) -> [u8; ID_RANDOM_BYTES + ID_TAG_BYTES] {
-        let mut id = [0; ID_RANDOM_BYTES + ID_TAG_BYTES];
+    fn id(&self, random: &[u8]) -> [u8; CONNECTION_ID_BYTES] {
+        let mut id = [0; CONNECTION_ID_BYTES];
         id[..ID_RANDOM_BYTES].copy_from_slice(random);
         let tag = hmac::sign(&self.key, random);
         id[ID_RANDOM_BYTES..].copy_from_slice(&tag.as_ref()[..ID_TAG_BYTES]);
@@ -296,7 +308,7 @@ impl OwnConnectionIds {
 
 impl quinn::ConnectionIdGenerator for OwnConnectionIds {
     fn generate_cid(&mut self) -> quinn::ConnectionId {
-        quinn::ConnectionId::new(&self.id(&rand::random::<[u8; ID_RANDOM_BYTES]>()))
+        quinn::ConnectionId::new(&self.id(&self.chance.bytes::<ID_RANDOM_BYTES>()))
     }
 
     fn validate(&self, id: &quinn::ConnectionId) -> Result<(), quinn_proto::InvalidCid> {
@@ -305,7 +317,7 @@ impl quinn::ConnectionIdGenerator for OwnConnectionIds {
     }
 
     fn cid_len(&self) -> usize {
-        ID_RANDOM_BYTES + ID_TAG_BYTES
+        CONNECTION_ID_BYTES
     }
 
     fn cid_lifetime(&self) -> Option<std::time::Duration> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::{BulkSender, FIXED_BYTES, SenderWay, VERSION, check_header};
+use crate::clock;
 use crate::error::BulkError;
 use crate::link::{Close, describe};
 use crate::name::MailboxName;
@@ -47,7 +48,7 @@ struct Uses {
 
 impl Default for Uses {
     fn default() -> Self {
-        Uses { started: Instant::now(), running: AtomicU64::new(0), last_end_ms: AtomicU64::new(0) }
+        Uses { started: clock::now(), running: AtomicU64::new(0), last_end_ms: AtomicU64::new(0) }
     }
 }
 
@@ -64,7 +65,7 @@ impl Use {
 
 impl Drop for Use {
     fn drop(&mut self) {
-        let ms = self.0.started.elapsed().as_millis() as u64;
+        let ms = clock::now().saturating_duration_since(self.0.started).as_millis() as u64;
         self.0.last_end_ms.store(ms, Ordering::SeqCst);
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
@@ -142,8 +143,8 @@ impl BulkLink {
     pub(crate) fn sweep(&self) {
         let uses = &self.uses;
         let last_end = Duration::from_millis(uses.last_end_ms.load(Ordering::SeqCst));
-        let idle =
-            uses.running.load(Ordering::SeqCst) == 0 && uses.started.elapsed().saturating_sub(last_end) >= LINGER;
+        let idle = uses.running.load(Ordering::SeqCst) == 0
+            && clock::now().saturating_duration_since(uses.started).saturating_sub(last_end) >= LINGER;
         if idle && let Some(connection) = self.connections().outgoing.take() {
             connection.close(Close::Normal.code(), b"");
         }

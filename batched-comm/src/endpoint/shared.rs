@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::bulk::BulkRegistry;
+use crate::chance::Chance;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{BulkError, CallError, SendError};
 use crate::hello::Purpose;
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     closed: AtomicBool,
     /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
     runtime: runtime::Handle,
+    chance: Arc<Chance>,
 }
 
 #[derive(Default)]
@@ -83,6 +85,7 @@ impl Shared {
         linker: Linker,
         config: EndpointConfig,
         runtime: runtime::Handle,
+        chance: Arc<Chance>,
     ) -> Shared {
         Shared {
             name,
@@ -97,6 +100,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             config,
             runtime,
+            chance,
         }
     }
 
@@ -151,6 +155,7 @@ impl Shared {
             registry: self.registry.clone(),
             events: self.events.clone(),
             config: self.config.clone(),
+            chance: self.chance.clone(),
         };
         let driver = Driver::new(peer.clone(), offers, parts, self.name < *name);
         let predecessor = peers.ending.remove(name).and_then(|ending| ending.upgrade());

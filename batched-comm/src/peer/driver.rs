@@ -10,6 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::{DownReason, LaneState, Offer, Peer, PeerEvent, PeerState, Stop, Wanted, lane};
+use crate::chance::Chance;
+use crate::clock;
 use crate::config::EndpointConfig;
 use crate::connection::{Connection, Dialled, Event, Verdict, backoff};
 use crate::error::{ConnectError, Refusal};
@@ -33,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) registry: Arc<Registry>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) config: EndpointConfig,
+    pub(crate) chance: Arc<Chance>,
 }
 
 /// The task of one peer.
@@ -113,7 +116,7 @@ impl Driver {
                         self.advance(Event::Failed { retry_at });
                     }
                 }
-                () = sleep_until(dial_at.unwrap_or_else(Instant::now).into()), if dial_at.is_some() => {
+                () = sleep_until(dial_at.unwrap_or_else(clock::now).into()), if dial_at.is_some() => {
                     self.advance(Event::Dial);
                     dial = Some(self.reach());
                 }
@@ -140,7 +143,7 @@ impl Driver {
                     self.next_address = 0;
                     if let Connection::BackingOff { until, .. } = &mut self.connection {
                         // New addresses are tried at once.
-                        *until = Instant::now();
+                        *until = clock::now();
                     }
                 }
             }
@@ -151,7 +154,7 @@ impl Driver {
     fn dial_at(&self) -> Option<Instant> {
         let has_address = !self.wanted.borrow().addresses.is_empty();
         match &self.connection {
-            Connection::Idle if has_address => Some(Instant::now()),
+            Connection::Idle if has_address => Some(clock::now()),
             Connection::BackingOff { until, .. } if has_address => Some(*until),
             _ => None,
         }
@@ -159,9 +162,13 @@ impl Driver {
 
     fn retry_at(&self) -> Option<Instant> {
         let config = &self.parts.config;
-        let wait =
-            backoff(self.connection.attempt(), config.lower_backoff(), config.upper_backoff(), rand::random::<f64>());
-        (!self.wanted.borrow().addresses.is_empty()).then(|| Instant::now() + wait)
+        let wait = backoff(
+            self.connection.attempt(),
+            config.lower_backoff(),
+            config.upper_backoff(),
+            self.parts.chance.fraction(),
+        );
+        (!self.wanted.borrow().addresses.is_empty()).then(|| clock::now() + wait)
     }
 
     fn next_address(&mut self) -> Option<SocketAddr> {
@@ -223,7 +230,7 @@ impl Driver {
         let Link { connection, send, recv, peer: introduction, told, .. } = link;
         let instance = introduction.instance;
         self.lanes += 1;
-        self.advance(Event::Established { dialled, instance, now: Instant::now() });
+        self.advance(Event::Established { dialled, instance, now: clock::now() });
         {
             let mut status = self.peer.status();
             status.last_address = Some(connection.remote_address());
@@ -253,8 +260,8 @@ impl Driver {
     ) -> End {
         let mut ticks = interval(self.watch_interval());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = Heard { datagrams: 0, at: Instant::now() };
-        let mut last_sweep = Instant::now();
+        let mut heard = Heard { datagrams: 0, at: clock::now() };
+        let mut last_sweep = clock::now();
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             if let Some(stop) = wanted.stop {
@@ -293,7 +300,7 @@ impl Driver {
                     self.peer.outbox.tend();
                 }
                 () = sweep, if sweep_at.is_some() => {
-                    last_sweep = Instant::now();
+                    last_sweep = clock::now();
                     let wakers = self.peer.calls().expire(last_sweep, || Answer::Expired);
                     wakers.into_iter().for_each(std::task::Waker::wake);
                 }
@@ -321,7 +328,7 @@ impl Driver {
 
     /// Looks for silence: `Some` when the peer is dead.
     fn look(&mut self, connection: &quinn::Connection, heard: &mut Heard) -> Option<DownReason> {
-        let now = Instant::now();
+        let now = clock::now();
         let datagrams = connection.stats().udp_rx.datagrams;
         if datagrams != heard.datagrams {
             *heard = Heard { datagrams, at: now };
