@@ -106,7 +106,7 @@ impl EndpointConfig {
         self.batching
     }
 
-    /// How many bytes may wait for one peer before `cast` waits.
+    /// How many bytes may wait for one peer before `send` waits.
     pub fn max_queued_bytes(&self) -> usize {
         self.max_queued_bytes
     }

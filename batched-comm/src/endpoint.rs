@@ -1,16 +1,16 @@
 //! What users hold: binds the socket, knows the peers, owns all tasks.
 
 mod accept;
+mod sending;
+mod sender;
 mod shared;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rkyv::util::AlignedVec;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::runtime;
 use tokio::sync::broadcast;
@@ -19,16 +19,16 @@ use tokio::time::timeout;
 use crate::bulk::{BulkListener, BulkSender};
 use crate::chance::Chance;
 use crate::config::{Batching, EndpointConfig};
-use crate::error::{BindError, BulkError, CallError, ConnectError, EncodeError, MailboxError, SendError};
+use crate::error::{BindError, BulkError, ConnectError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
 use crate::link::{Close, Linker, transport};
 use crate::mailbox::Mailbox;
-use crate::message::{self, Body, Message, Request};
 use crate::name::{Address, ClusterId, NodeName};
 use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerStatus, Stop};
 use crate::socket::ClosableSocket;
 use crate::tls::Identity;
 
+pub use sender::Sender;
 pub use shared::MAX_PEERS;
 use shared::{Shared, Target};
 
@@ -78,13 +78,26 @@ impl Endpoint {
         config: EndpointConfig,
     ) -> Result<Endpoint, BindError> {
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => BindError::AddressInUse { address },
-            _ => BindError::Socket { address, source },
-        };
+        let failed = |source| bind_error(address, source);
         let socket = bind_socket(address).map_err(failed)?;
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
         Self::start(socket, runtime, address, identity, config, Chance::System)
+    }
+
+    /// Joins a simulated network at `address`, which is made up (port 0: any free one).
+    ///
+    /// # Errors
+    /// As [`Endpoint::bind`].
+    #[cfg(feature = "test-net")]
+    pub async fn bind_in(
+        net: &crate::test_net::TestNet,
+        address: SocketAddr,
+        identity: Identity,
+        config: EndpointConfig,
+    ) -> Result<Endpoint, BindError> {
+        let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
+        let (socket, seed) = net.bind(address, &identity).map_err(|source| bind_error(address, source))?;
+        Self::start(socket, runtime, address, identity, config, Chance::seeded(seed))
     }
 
     /// A node over any socket for datagrams. `address` is for errors.
@@ -171,7 +184,7 @@ impl Endpoint {
     /// Forgets a peer and closes its connections. It may come back by dialling.
     pub fn remove_peer(&self, name: &NodeName) {
         if let Some(peer) = self.shared().take_peer(name) {
-            peer.want(|wanted| wanted.stop = Some(Stop::Removed));
+            peer.stop(Stop::Removed);
         }
     }
 
@@ -214,128 +227,6 @@ impl Endpoint {
             return Err(MailboxError::ShutDown);
         }
         self.shared().registry.register(name, capacity)
-    }
-
-    /// Sends a message that wants no answer; waits while too much is waiting already. `Ok` says that it
-    /// is on its way, not that it arrives: it is dropped when the connection is lost, or the mailbox is
-    /// full or unknown. Messages from here to one mailbox arrive in order.
-    ///
-    /// # Errors
-    /// When it was certainly not sent; at once when there is no connection.
-    pub async fn cast<M: Message>(&self, to: &Address, message: &M) -> Result<(), SendError> {
-        match self.shared().target(&to.node)? {
-            Target::Local => self.shared().cast_local(to, M::TYPE, message::encode(message)?),
-            Target::Peer(peer) => {
-                let encode = |buffer: &mut _| message::encode_into(message, buffer);
-                peer.cast(&to.mailbox, M::TYPE, encode).await
-            }
-        }
-    }
-
-    /// The same without waiting.
-    ///
-    /// # Errors
-    /// [`SendError::Full`] where [`Endpoint::cast`] waits.
-    pub fn try_cast<M: Message>(&self, to: &Address, message: &M) -> Result<(), SendError> {
-        match self.shared().target(&to.node)? {
-            Target::Local => self.shared().cast_local(to, M::TYPE, message::encode(message)?),
-            Target::Peer(peer) => {
-                let encode = |buffer: &mut _| message::encode_into(message, buffer);
-                peer.try_cast(&to.mailbox, M::TYPE, encode)
-            }
-        }
-    }
-
-    /// [`Endpoint::cast`] for bytes in an encoding of the caller's own.
-    ///
-    /// # Errors
-    /// As [`Endpoint::cast`].
-    pub async fn cast_bytes(&self, to: &Address, type_number: u32, body: &[u8]) -> Result<(), SendError> {
-        match self.shared().target(&to.node)? {
-            Target::Local => self.shared().cast_local(to, type_number, Body::copy_from(body)),
-            Target::Peer(peer) => peer.cast(&to.mailbox, type_number, copy(body)).await,
-        }
-    }
-
-    /// [`Endpoint::try_cast`] for bytes in an encoding of the caller's own.
-    ///
-    /// # Errors
-    /// As [`Endpoint::try_cast`].
-    pub fn try_cast_bytes(&self, to: &Address, type_number: u32, body: &[u8]) -> Result<(), SendError> {
-        match self.shared().target(&to.node)? {
-            Target::Local => self.shared().cast_local(to, type_number, Body::copy_from(body)),
-            Target::Peer(peer) => peer.try_cast(&to.mailbox, type_number, copy(body)),
-        }
-    }
-
-    /// Sends a request and waits for its answer, `timeout` at most; that includes waiting for a
-    /// connection that does not stand yet. Dropping the future gives the answer up, not the request.
-    ///
-    /// # Errors
-    /// [`CallError::NotSent`] when it certainly was not handled; see [`CallError::is_unknown`].
-    pub async fn call<R: Request>(&self, to: &Address, request: &R, timeout: Duration) -> Result<R::Reply, CallError> {
-        let body = match self.shared().target(&to.node)? {
-            Target::Local => {
-                let body = message::encode(request).map_err(SendError::Encode)?;
-                self.shared().call_local(to, R::TYPE, body, timeout).await?
-            }
-            Target::Peer(peer) => {
-                let encode = |buffer: &mut _| message::encode_into(request, buffer);
-                peer.call(&to.mailbox, R::TYPE, timeout, encode).await?
-            }
-        };
-        Ok(message::decode(&body)?)
-    }
-
-    /// [`Endpoint::call`] for bytes in an encoding of the caller's own. The answer's bytes begin at a
-    /// multiple of 16.
-    ///
-    /// # Errors
-    /// As [`Endpoint::call`].
-    pub async fn call_bytes(
-        &self,
-        to: &Address,
-        type_number: u32,
-        body: &[u8],
-        timeout: Duration,
-    ) -> Result<Body, CallError> {
-        match self.shared().target(&to.node)? {
-            Target::Local => {
-                let body = Body::copy_from(body);
-                self.shared().call_local(to, type_number, body, timeout).await
-            }
-            Target::Peer(peer) => peer.call(&to.mailbox, type_number, timeout, copy(body)).await,
-        }
-    }
-
-    /// Casts one message to many: encoded once, and one copy to each node, however many of its mailboxes
-    /// are meant. Waits for nobody: for a peer with too much waiting, the result is [`SendError::Full`].
-    pub async fn broadcast<M: Message>(&self, to: &[Address], message: &M) -> Vec<(Address, Result<(), SendError>)> {
-        let body = match message::encode(message) {
-            Ok(body) => body,
-            Err(error) => return to.iter().map(|address| (address.clone(), Err(error.clone().into()))).collect(),
-        };
-        let mut by_node: BTreeMap<&NodeName, Vec<usize>> = BTreeMap::new();
-        for (index, address) in to.iter().enumerate() {
-            by_node.entry(&address.node).or_default().push(index);
-        }
-        let mut results: Vec<_> = to.iter().map(|address| (address.clone(), Ok(()))).collect();
-        for (node, indexes) in by_node {
-            let node_results = match self.shared().target(node) {
-                Err(error) => vec![Err(error); indexes.len()],
-                Ok(Target::Local) => {
-                    indexes.iter().map(|index| self.shared().cast_local(&to[*index], M::TYPE, body.clone())).collect()
-                }
-                Ok(Target::Peer(peer)) => {
-                    let mailboxes: Vec<_> = indexes.iter().map(|index| &to[*index].mailbox).collect();
-                    peer.try_cast_many(&mailboxes, M::TYPE, &body)
-                }
-            };
-            for (index, result) in indexes.into_iter().zip(node_results) {
-                results[index].1 = result;
-            }
-        }
-        results
     }
 
     /// All peers, by name.
@@ -413,7 +304,7 @@ impl Endpoint {
         shared.begin_close();
         let peers = shared.all_peers();
         for peer in &peers {
-            peer.want(|wanted| wanted.stop = Some(Stop::ShutDown));
+            peer.stop(Stop::ShutDown);
         }
         let flushed = async {
             for peer in &peers {
@@ -437,13 +328,6 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-fn copy(body: &[u8]) -> impl Fn(&mut AlignedVec) -> Result<(), EncodeError> {
-    move |buffer| {
-        buffer.extend_from_slice(body);
-        Ok(())
-    }
-}
-
 fn tls_configs(
     identity: &Identity,
     config: &EndpointConfig,
@@ -454,6 +338,13 @@ fn tls_configs(
     let mut client = identity.client_config()?;
     client.transport_config(transport);
     Ok((server, client))
+}
+
+fn bind_error(address: SocketAddr, source: io::Error) -> BindError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::AddressInUse { address },
+        _ => BindError::Socket { address, source },
+    }
 }
 
 fn bind_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {

@@ -46,6 +46,14 @@ pub enum IdentityError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Others than its owner can use a key.
+    #[error("the key {path} is open to others (mode {mode:04o}), and is not used: chmod 600 {path}")]
+    Permissions {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The name would make the node's files and the CA's the same.
     #[error("a node cannot be called {name}: ca.pem and ca.key are the CA's files; choose another name")]
     Reserved {
@@ -322,7 +330,7 @@ pub enum SendError {
         last_error: Option<String>,
     },
     /// The bytes waiting for this peer are at their bound.
-    #[error("{max_queued_bytes} bytes wait for {peer} already: slow down, or wait with cast")]
+    #[error("{max_queued_bytes} bytes wait for {peer} already: slow down, or wait with send")]
     Full {
         /// Whom.
         peer: NodeName,

@@ -7,6 +7,8 @@ mod peer;
 mod bulk;
 mod link;
 mod socket;
+#[cfg(feature = "test-net")]
+pub mod test_net;
 mod mailbox;
 mod outbox;
 mod line;
@@ -28,7 +30,7 @@ pub use rkyv;
 
 pub use bulk::{BulkListener, BulkReceiver, BulkSender, MAX_BULK_BACKLOG, MAX_BULK_HEADER_BYTES};
 pub use config::{Batching, EndpointConfig, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
-pub use endpoint::{Endpoint, MAX_PEERS};
+pub use endpoint::{Endpoint, MAX_PEERS, Sender};
 pub use error::{
     BindError, BulkError, CallError, ConfigError, ConnectError, DecodeError, EncodeError, IdentityError, MailboxError,
     Refusal, SendError,
@@ -38,4 +40,6 @@ pub use message::{Body, Message, Request, Wire, decode, encode};
 pub use name::{Address, ClusterId, MAX_MAILBOX_NAME_BYTES, MAX_NODE_NAME_BYTES, MailboxName, NameError, NodeName};
 pub use peer::{DownReason, MAX_ADDRESSES, PeerEvent, PeerState, PeerStatus};
 pub use stats::Traffic;
+#[cfg(feature = "test-net")]
+pub use test_net::TestNet;
 pub use tls::{Identity, MemoryCa};

@@ -9,6 +9,7 @@ mod driver;
 mod lane;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -192,6 +193,7 @@ pub(crate) struct Peer {
     status: Mutex<Status>,
     lane_state: watch::Sender<LaneState>,
     wanted: watch::Sender<Wanted>,
+    removed: AtomicBool,
     offers: mpsc::Sender<Box<Offer>>,
     bulk: BulkLink,
 }
@@ -224,6 +226,7 @@ impl Peer {
             status: Mutex::new(status),
             lane_state: watch::Sender::new(LaneState::Down),
             wanted: watch::Sender::new(wanted),
+            removed: AtomicBool::new(false),
             offers,
             bulk: BulkLink::default(),
             name,
@@ -245,6 +248,24 @@ impl Peer {
             change(wanted);
             *wanted != before
         });
+    }
+
+    /// Ends the peer; nobody who holds it sends any more.
+    pub(crate) fn stop(&self, why: Stop) {
+        if why == Stop::Removed {
+            self.removed.store(true, Ordering::SeqCst);
+        }
+        self.want(|wanted| wanted.stop = Some(why));
+    }
+
+    /// Whether it was removed: another one may have its name.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
+    }
+
+    /// A cast was not taken, and nobody is told.
+    pub(crate) fn dropped_cast(&self) {
+        self.stats.dropped(1);
     }
 
     /// Hands the driver a connection that the peer dialled; gives it back when the driver is too busy.
@@ -296,29 +317,29 @@ impl Peer {
     }
 
     /// Sends a message that wants no answer, waiting for room.
-    pub(crate) async fn cast(
+    pub(crate) async fn send(
         &self,
         mailbox: &MailboxName,
         type_number: u32,
         encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
     ) -> Result<(), SendError> {
         let head = Head { kind: Kind::Cast, mailbox: mailbox.as_str(), type_number, call: 0 };
-        self.cast_result(self.outbox.push_waiting(&head, Urgency::Message, encode).await)
+        self.sent(self.outbox.push_waiting(&head, Urgency::Message, encode).await)
     }
 
     /// The same without waiting.
-    pub(crate) fn try_cast(
+    pub(crate) fn try_send(
         &self,
         mailbox: &MailboxName,
         type_number: u32,
         encode: impl FnOnce(&mut AlignedVec) -> Result<(), EncodeError>,
     ) -> Result<(), SendError> {
         let head = Head { kind: Kind::Cast, mailbox: mailbox.as_str(), type_number, call: 0 };
-        self.cast_result(self.outbox.push(&head, Urgency::Message, encode))
+        self.sent(self.outbox.push(&head, Urgency::Message, encode))
     }
 
     /// The same to several mailboxes: one copy, unless their names are too many for one frame.
-    pub(crate) fn try_cast_many(
+    pub(crate) fn try_send_many(
         &self,
         mailboxes: &[&MailboxName],
         type_number: u32,
@@ -343,22 +364,19 @@ impl Peer {
                 buffer.extend_from_slice(body);
                 Ok(())
             });
-            let result = self.cast_result(pushed);
+            let result = self.sent(pushed);
             results.extend(std::iter::repeat_n(result, count));
             rest = &rest[count..];
         }
         results
     }
 
-    fn cast_result(&self, pushed: Result<(), PushError>) -> Result<(), SendError> {
+    fn sent(&self, pushed: Result<(), PushError>) -> Result<(), SendError> {
         match pushed {
             Ok(()) => Ok(()),
             Err(PushError::Full) => Err(self.outbox.full()),
             Err(PushError::Refused(error)) => Err(error),
-            Err(PushError::NoLane) => {
-                self.stats.dropped(1);
-                Err(self.not_connected())
-            }
+            Err(PushError::NoLane) => Err(self.not_connected()),
         }
     }
 

@@ -141,7 +141,7 @@ impl Node {
     /// Tells another node, if it is connected.
     pub(crate) fn cast<M: Message>(&self, node: &str, message: &M) {
         if let Ok(address) = self.mailbox_of(node)
-            && let Err(error) = self.endpoint.try_cast(&address, message)
+            && let Err(error) = self.endpoint.try_send(&address, message)
         {
             tracing::debug!(node, %error, "a hint was not sent; it will be asked for");
         }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use metrics::Counter;
+use rkyv::util::AlignedVec;
 use tokio::runtime;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinSet;
@@ -14,13 +16,14 @@ use tokio::time::timeout;
 use crate::bulk::BulkRegistry;
 use crate::chance::Chance;
 use crate::config::{Batching, EndpointConfig};
-use crate::error::{BulkError, CallError, SendError};
+use crate::error::{BulkError, CallError, EncodeError, SendError};
 use crate::hello::Purpose;
 use crate::link::{Close, Linker};
 use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
 use crate::message::Body;
 use crate::name::{Address, NodeName};
 use crate::peer::{Driver, Parts, Peer, PeerEvent, Stop, Wanted, refused_call};
+use crate::stats::MESSAGES_DROPPED;
 
 /// Peers that are known at once; who comes beyond is turned away.
 pub const MAX_PEERS: usize = 4096;
@@ -41,6 +44,9 @@ pub(super) struct Shared {
     /// All tasks; `None` once the endpoint is shut down.
     tasks: Mutex<Option<JoinSet<()>>>,
     closed: AtomicBool,
+    /// Casts that no peer counts: to this node itself, or to nobody known.
+    dropped_casts: AtomicU64,
+    dropped_casts_metric: Counter,
     /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
     runtime: runtime::Handle,
     chance: Arc<Chance>,
@@ -67,7 +73,7 @@ impl Peers {
         let idle = self.by_name.iter().find(|(_, peer)| peer.is_forgettable());
         let name = idle.map(|(name, _)| name.clone());
         if let Some(peer) = name.and_then(|name| self.remove(&name)) {
-            peer.want(|wanted| wanted.stop = Some(Stop::Removed));
+            peer.stop(Stop::Removed);
         }
     }
 }
@@ -76,6 +82,54 @@ impl Peers {
 pub(super) enum Target {
     Local,
     Peer(Arc<Peer>),
+}
+
+impl Target {
+    pub(super) async fn send(
+        &self,
+        shared: &Shared,
+        to: &Address,
+        type_number: u32,
+        encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
+    ) -> Result<(), SendError> {
+        match self {
+            Target::Local => shared.send_local(to, type_number, body_of(encode)?),
+            Target::Peer(peer) => peer.send(&to.mailbox, type_number, encode).await,
+        }
+    }
+
+    pub(super) fn try_send(
+        &self,
+        shared: &Shared,
+        to: &Address,
+        type_number: u32,
+        encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
+    ) -> Result<(), SendError> {
+        match self {
+            Target::Local => shared.send_local(to, type_number, body_of(encode)?),
+            Target::Peer(peer) => peer.try_send(&to.mailbox, type_number, encode),
+        }
+    }
+
+    pub(super) async fn call(
+        &self,
+        shared: &Shared,
+        to: &Address,
+        type_number: u32,
+        within: Duration,
+        encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
+    ) -> Result<Body, CallError> {
+        match self {
+            Target::Local => shared.call_local(to, type_number, body_of(encode)?, within).await,
+            Target::Peer(peer) => peer.call(&to.mailbox, type_number, within, encode).await,
+        }
+    }
+}
+
+fn body_of(encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>) -> Result<Body, SendError> {
+    let mut buffer = AlignedVec::new();
+    encode(&mut buffer)?;
+    Ok(buffer.into())
 }
 
 impl Shared {
@@ -87,6 +141,7 @@ impl Shared {
         runtime: runtime::Handle,
         chance: Arc<Chance>,
     ) -> Shared {
+        let dropped_casts_metric = metrics::counter!(MESSAGES_DROPPED, "peer" => name.to_string());
         Shared {
             name,
             address,
@@ -98,6 +153,8 @@ impl Shared {
             events: broadcast::Sender::new(EVENT_BACKLOG),
             tasks: Mutex::new(Some(JoinSet::new())),
             closed: AtomicBool::new(false),
+            dropped_casts: AtomicU64::new(0),
+            dropped_casts_metric,
             config,
             runtime,
             chance,
@@ -181,7 +238,33 @@ impl Shared {
         Ok(Target::Peer(peer))
     }
 
-    pub(super) fn cast_local(&self, to: &Address, type_number: u32, body: Body) -> Result<(), SendError> {
+    /// Sends without waiting; counts what is not taken.
+    pub(super) fn cast(
+        &self,
+        target: Result<Target, SendError>,
+        to: &Address,
+        type_number: u32,
+        encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
+    ) {
+        let sent = target.and_then(|target| {
+            let sent = target.try_send(self, to, type_number, encode);
+            if let (Err(_), Target::Peer(peer)) = (&sent, &target) {
+                peer.dropped_cast();
+                return Ok(());
+            }
+            sent
+        });
+        if sent.is_err() {
+            self.dropped_casts.fetch_add(1, Ordering::Relaxed);
+            self.dropped_casts_metric.increment(1);
+        }
+    }
+
+    pub(super) fn dropped_casts(&self) -> u64 {
+        self.dropped_casts.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn send_local(&self, to: &Address, type_number: u32, body: Body) -> Result<(), SendError> {
         self.deliver_local(to, type_number, body, None)
     }
 

@@ -8,3 +8,4 @@ mod bulk;
 mod lifecycle;
 mod messages;
 mod refusals;
+mod sending;

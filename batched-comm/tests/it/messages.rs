@@ -26,9 +26,9 @@ async fn a_cast_arrives_with_its_sender() {
     let (a, b) = pair().await;
     for target in [&a, &b] {
         let mut mailbox = target.mailbox("in", 10).unwrap();
-        a.cast(&at(target, "in"), &note(1)).await.unwrap();
-        a.try_cast(&at(target, "in"), &note(2)).unwrap();
-        a.cast_bytes(&at(target, "in"), 9, b"own encoding").await.unwrap();
+        a.send(&at(target, "in"), &note(1)).await.unwrap();
+        a.try_send(&at(target, "in"), &note(2)).unwrap();
+        a.send_bytes(&at(target, "in"), 9, b"own encoding").await.unwrap();
         for n in [1, 2] {
             let incoming = soon("a message", mailbox.recv()).await.unwrap();
             assert_eq!((&incoming.from, incoming.is_call()), (a.name(), false));
@@ -100,7 +100,7 @@ async fn an_unknown_mailbox_is_answered_and_a_cast_to_it_counted() {
         let expected = matches!(error, CallError::NotSent(SendError::UnknownMailbox { .. }));
         assert!(expected && !error.is_unknown(), "{error}");
     }
-    a.cast(&at(&b, "none"), &note(1)).await.unwrap();
+    a.send(&at(&b, "none"), &note(1)).await.unwrap();
     eventually("a drop", || b.peers()[0].traffic.messages_dropped == 2).await;
 }
 
@@ -109,9 +109,9 @@ async fn a_full_mailbox_refuses_and_others_go_on() {
     let (a, b) = pair().await;
     let full = b.mailbox("full", 1).unwrap();
     echo(b.mailbox("echo", 10).unwrap());
-    a.cast(&at(&b, "full"), &note(0)).await.unwrap();
+    a.send(&at(&b, "full"), &note(0)).await.unwrap();
     for n in 0..1000 {
-        a.cast(&at(&b, "full"), &note(n)).await.unwrap();
+        a.send(&at(&b, "full"), &note(n)).await.unwrap();
     }
     let error = a.call(&at(&b, "full"), &note(1), DEADLINE).await.unwrap_err();
     assert!(matches!(error, CallError::NotSent(SendError::MailboxFull { .. })), "{error}");
@@ -138,11 +138,11 @@ async fn an_oversized_message_is_refused_and_the_largest_arrives() {
     let max = batched_comm::MAX_MESSAGE_BYTES;
     let large = vec![7; max + 1];
     for target in [&a, &b] {
-        let error = a.cast_bytes(&at(target, "in"), 1, &large).await.unwrap_err();
+        let error = a.send_bytes(&at(target, "in"), 1, &large).await.unwrap_err();
         assert!(matches!(error, SendError::TooLarge { .. }), "{error}");
     }
-    a.cast_bytes(&at(&b, "in"), 1, &large[..max]).await.unwrap();
-    a.cast(&at(&b, "in"), &note(1)).await.unwrap();
+    a.send_bytes(&at(&b, "in"), 1, &large[..max]).await.unwrap();
+    a.send(&at(&b, "in"), &note(1)).await.unwrap();
     let incoming = soon("the large message", mailbox.recv()).await.unwrap();
     assert!(incoming.body() == &large[..max]);
     assert_eq!(soon("the next", mailbox.recv()).await.unwrap().decode::<Note>().unwrap(), note(1));
@@ -156,7 +156,7 @@ async fn messages_of_one_sender_arrive_in_order_and_once() {
     let target = at(&b, "in");
     let sender = tokio::spawn(async move {
         for n in 0..COUNT {
-            a.cast(&target, &note(n)).await.unwrap();
+            a.send(&target, &note(n)).await.unwrap();
         }
         a
     });
@@ -213,7 +213,7 @@ async fn batching_is_changed_while_running_and_read_back() {
     assert_eq!(a.batching(), small);
     let before = a.peers()[0].traffic;
     for n in 0..100 {
-        a.try_cast(&at(&b, "in"), &note(n)).unwrap();
+        a.try_send(&at(&b, "in"), &note(n)).unwrap();
     }
     for _ in 0..100 {
         soon("a message", mailbox.recv()).await.unwrap();
@@ -223,7 +223,7 @@ async fn batching_is_changed_while_running_and_read_back() {
 }
 
 #[tokio::test]
-async fn at_the_bound_a_cast_waits_and_a_try_cast_is_refused() {
+async fn at_the_bound_a_send_waits_and_a_try_send_is_refused() {
     let ca = ca();
     let config = EndpointConfig::new().with_max_queued_bytes(4096).unwrap();
     let (a, b) = (bind_with(&ca, "a", config).await, bind(&ca, "b").await);
@@ -233,7 +233,7 @@ async fn at_the_bound_a_cast_waits_and_a_try_cast_is_refused() {
     // Nobody else runs between these, so that nothing leaves.
     let mut taken = 0;
     let error = loop {
-        match a.try_cast(&target, &note(taken)) {
+        match a.try_send(&target, &note(taken)) {
             Ok(()) => taken += 1,
             Err(error) => break error,
         }
@@ -241,7 +241,7 @@ async fn at_the_bound_a_cast_waits_and_a_try_cast_is_refused() {
     assert!(matches!(error, SendError::Full { .. }), "{error}");
     assert!((20..100).contains(&taken), "{taken}");
     for n in taken..taken + 1000 {
-        soon("room", a.cast(&target, &note(n))).await.unwrap();
+        soon("room", a.send(&target, &note(n))).await.unwrap();
     }
     for n in 0..taken + 1000 {
         let incoming = soon("a message", mailbox.recv()).await.unwrap();

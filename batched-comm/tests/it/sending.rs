@@ -1,0 +1,94 @@
+//! The ways to send, and typed addresses.
+
+use batched_comm::{CallError, EndpointConfig, SendError, Sender};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_cast_never_fails_and_what_cannot_be_taken_is_counted() {
+    let ca = ca();
+    let config = EndpointConfig::new().with_max_queued_bytes(4096).unwrap();
+    let (a, b) = (bind_with(&ca, "a", config).await, bind(&ca, "b").await);
+    let (mut mailbox, to) = (b.mailbox("in", 1000).unwrap(), at(&b, "in"));
+    let dropped = || a.peers()[0].traffic.messages_dropped;
+    a.cast(&to, &note(0));
+    assert_eq!(a.dropped_casts(), 1, "nobody known");
+    a.set_peer(b.name(), vec![b.local_address()]);
+    a.cast(&to, &note(0));
+    a.cast_bytes(&to, 9, b"bytes");
+    assert_eq!((a.dropped_casts(), dropped()), (1, 2), "not connected");
+    connect(&a, &b).await;
+    // Nothing leaves while this task runs: the bound is reached.
+    for n in 0..200 {
+        a.cast(&to, &note(n));
+    }
+    let full = dropped() - 2;
+    assert!((1..200).contains(&full), "{full} of 200 dropped");
+    let sent = 200 - full;
+    for n in 0..sent {
+        let incoming = soon("a cast", mailbox.recv()).await.unwrap();
+        assert_eq!(incoming.decode::<Note>().unwrap(), note(n));
+    }
+    a.cast_bytes(&to, 9, &vec![0; batched_comm::MAX_MESSAGE_BYTES + 1]);
+    assert_eq!(dropped(), 3 + full, "too large");
+    a.cast(&at(&a, "none"), &note(0));
+    assert_eq!(a.dropped_casts(), 2, "no such mailbox here");
+    let mut local = a.mailbox("own", 1).unwrap();
+    a.cast(&at(&a, "own"), &note(7));
+    assert_eq!(soon("a cast", local.recv()).await.unwrap().decode::<Note>().unwrap(), note(7));
+    a.shutdown().await;
+    a.cast(&to, &note(0));
+    assert_eq!(a.dropped_casts(), 3, "shut down");
+}
+
+#[tokio::test]
+async fn a_sender_sends_tries_casts_and_calls_a_remote_and_a_local_mailbox() {
+    let (a, b) = pair().await;
+    for target in [&b, &a] {
+        let mut mailbox = target.mailbox("in", 10).unwrap();
+        let sender: Sender<Note> = a.sender(&at(target, "in"));
+        assert_eq!(*sender.address(), at(target, "in"));
+        sender.send(&note(1)).await.unwrap();
+        sender.try_send(&note(2)).unwrap();
+        sender.clone().cast(&note(3));
+        for n in 1..=3 {
+            assert_eq!(soon("a note", mailbox.recv()).await.unwrap().decode::<Note>().unwrap(), note(n));
+        }
+        echo(mailbox);
+        // In a task of its own: its future goes anywhere.
+        let answer = tokio::spawn(async move { sender.call(&note(4), DEADLINE).await });
+        assert_eq!(answer.await.unwrap().unwrap(), note(4));
+    }
+}
+
+#[tokio::test]
+async fn a_sender_follows_a_peer_that_is_removed_and_comes_back() {
+    let ca = ca();
+    let (a, b) = (bind(&ca, "a").await, bind(&ca, "b").await);
+    echo(b.mailbox("echo", 10).unwrap());
+    let sender = a.sender::<Note>(&at(&b, "echo"));
+    let unknown = SendError::UnknownPeer { peer: b.name().clone() };
+    assert_eq!(sender.try_send(&note(0)), Err(unknown.clone()), "made before the peer is known");
+    for n in 0..10 {
+        a.set_peer(b.name(), vec![b.local_address()]);
+        assert_eq!(sender.call(&note(n), DEADLINE).await.unwrap(), note(n));
+        a.remove_peer(b.name());
+        assert_eq!(sender.try_send(&note(n)), Err(unknown.clone()));
+        assert_eq!(sender.send(&note(n)).await, Err(unknown.clone()));
+        assert_eq!(sender.call(&note(n), DEADLINE).await, Err(CallError::NotSent(unknown.clone())));
+    }
+    let before = a.dropped_casts();
+    sender.cast(&note(0));
+    assert_eq!(a.dropped_casts(), before + 1);
+}
+
+#[tokio::test]
+async fn a_sender_does_not_keep_its_endpoint_alive() {
+    let (a, b) = pair().await;
+    let (sender, own) = (a.sender::<Note>(&at(&b, "in")), a.sender::<Note>(&at(&a, "in")));
+    sender.send(&note(1)).await.unwrap();
+    drop(a);
+    for sender in [&sender, &own] {
+        assert_eq!(sender.try_send(&note(1)), Err(SendError::ShutDown));
+    }
+}
