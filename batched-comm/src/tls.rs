@@ -1,7 +1,8 @@
 //! Certificates, and mutual TLS from them.
 //!
 //! A directory holds `ca.pem`, the CA's certificate; `ca.key`, its key, only where certificates are
-//! issued; and per node `NAME.pem` and `NAME.key`. Keys are readable by their owner alone.
+//! issued; and per node `NAME.pem` and `NAME.key`. Keys are made readable by their owner alone, and are not
+//! used when others can read them.
 //!
 //! A node's name stands in its certificate as the URI `node:NAME`, because not every NodeName is a DNS
 //! name. TLS itself checks that a certificate is by the CA and valid now; the name is read from it and
@@ -11,6 +12,7 @@
 //! number of processes may start in an empty directory at once: they end up with one CA. The CA's name
 //! follows from its key, so two processes that write its certificate write the same trust anchor.
 
+mod rotation;
 mod issue;
 
 use std::path::Path;
@@ -31,10 +33,11 @@ use crate::error::{BindError, IdentityError};
 use crate::name::NodeName;
 use issue::{
     NodeFiles, ca_certificate, ca_key_path, ca_path, create_dir, issue_error, make_ca, make_node, node_certificate,
-    read, read_certificates,
+    read_certificates, read_secret,
 };
 
 pub use issue::{init_ca, issue};
+pub use rotation::{distrust, trust};
 
 /// What stands before the name in a certificate's URI.
 const URI_SCHEME: &str = "node:";
@@ -90,7 +93,7 @@ impl Identity {
         let hint = "make a CA with init_ca, and the node's certificate with issue";
         let roots = read_certificates(&ca_path(dir), hint)?;
         let chain = read_certificates(&files.certificate, hint)?;
-        let key_pem = read(&files.key, hint)?;
+        let key_pem = read_secret(&files.key, hint)?;
         let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| IdentityError::Content {
             path: files.key.clone(),
             what: "private key",
@@ -404,6 +407,38 @@ mod tests {
             let mode = fs::metadata(dir.path().join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_that_others_can_read_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        Identity::dev(dir.path(), "n1").unwrap();
+        let set = |file: &str, mode| {
+            fs::set_permissions(dir.path().join(file), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        for mode in [0o644, 0o604, 0o660, 0o777] {
+            set("n1.key", mode);
+            let error = Identity::load(dir.path(), "n1").unwrap_err();
+            assert!(matches!(error, IdentityError::Permissions { mode: given, .. } if given == mode), "{error}");
+            assert!(error.to_string().contains("chmod 600"), "{error}");
+        }
+        set("n1.key", 0o400);
+        Identity::load(dir.path(), "n1").unwrap();
+        set("ca.key", 0o644);
+        let error = issue(dir.path(), "n2", &[]).unwrap_err();
+        assert!(matches!(error, IdentityError::Permissions { .. }), "{error}");
+    }
+
+    /// rustls takes two CAs of one name for one.
+    #[test]
+    fn two_cas_never_have_one_name() {
+        let subjects = [0; 2].map(|_| {
+            let ca = Identity::in_memory_ca().unwrap();
+            webpki::anchor_from_trusted_cert(&ca.certificate).unwrap().subject.as_ref().to_vec()
+        });
+        assert_ne!(subjects[0], subjects[1]);
     }
 
     #[test]

@@ -175,6 +175,21 @@ pub(super) fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, IdentityE
     })
 }
 
+/// Reads a key, which nobody but its owner can read: as OpenSSH has it. One that root owns may be readable by a
+/// group, by which a service gets a key that it cannot change.
+pub(super) fn read_secret(path: &Path, hint: &'static str) -> Result<Vec<u8>, IdentityError> {
+    #[cfg(unix)]
+    if let Ok(metadata) = fs::metadata(path) {
+        use std::os::unix::fs::MetadataExt;
+        let others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+        let mode = metadata.mode() & 0o777;
+        if mode & others != 0 {
+            return Err(IdentityError::Permissions { path: path.to_owned(), mode });
+        }
+    }
+    read(path, hint)
+}
+
 pub(super) fn read_certificates(
     path: &Path,
     hint: &'static str,
@@ -188,20 +203,20 @@ pub(super) fn read_certificates(
 
 fn read_key(path: &Path, hint: &'static str) -> Result<KeyPair, IdentityError> {
     let content = |reason| IdentityError::Content { path: path.to_owned(), what: "private key", reason };
-    let pem = String::from_utf8(read(path, hint)?).map_err(|error| content(error.to_string()))?;
+    let pem = String::from_utf8(read_secret(path, hint)?).map_err(|error| content(error.to_string()))?;
     KeyPair::from_pem(&pem).map_err(|error| content(error.to_string()))
 }
 
 /// What becomes of a file that is there already.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Replace {
+pub(super) enum Replace {
     Yes,
     Never,
 }
 
 /// Makes the file appear whole, under its name, at once. With `Replace::Never` the first one to do so
 /// wins, and the others' content is dropped.
-fn publish(path: &Path, content: &[u8], replace: Replace) -> Result<(), IdentityError> {
+pub(super) fn publish(path: &Path, content: &[u8], replace: Replace) -> Result<(), IdentityError> {
     let failed = |action, source| IdentityError::File { action, path: path.to_owned(), source };
     let draft = path.with_extension(format!("{:016x}.tmp", rand::random::<u64>()));
     let secret = path.extension().is_some_and(|extension| extension == "key");

@@ -8,4 +8,5 @@ mod bulk;
 mod lifecycle;
 mod messages;
 mod refusals;
+mod rotation;
 mod sending;
