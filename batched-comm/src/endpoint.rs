@@ -5,6 +5,7 @@ mod sending;
 mod sender;
 mod shared;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::runtime;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 
 use crate::bulk::{BulkListener, BulkSender};
@@ -23,10 +24,12 @@ use crate::error::{BindError, BulkError, ConnectError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
 use crate::link::{Close, Linker, transport};
 use crate::mailbox::Mailbox;
+use crate::message::Message;
 use crate::name::{Address, ClusterId, NodeName};
-use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerStatus, Stop};
+use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerState, PeerStatus, Stop};
 use crate::socket::ClosableSocket;
 use crate::tls::Identity;
+use crate::typed_mailbox::TypedMailbox;
 
 pub use sender::Sender;
 pub use shared::MAX_PEERS;
@@ -183,9 +186,7 @@ impl Endpoint {
 
     /// Forgets a peer and closes its connections. It may come back by dialling.
     pub fn remove_peer(&self, name: &NodeName) {
-        if let Some(peer) = self.shared().take_peer(name) {
-            peer.stop(Stop::Removed);
-        }
+        self.shared().remove_peer(name);
     }
 
     /// Where a peer was last connected, or else where it will be dialled.
@@ -229,12 +230,33 @@ impl Endpoint {
         self.shared().registry.register(name, capacity)
     }
 
+    /// A mailbox for messages of one type, which come out decoded; else as [`Endpoint::mailbox`].
+    ///
+    /// # Errors
+    /// As [`Endpoint::mailbox`].
+    pub fn typed_mailbox<M: Message>(&self, name: &str, capacity: usize) -> Result<TypedMailbox<M>, MailboxError> {
+        self.mailbox(name, capacity).map(TypedMailbox::new)
+    }
+
     /// All peers, by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let peers = self.shared().all_peers();
         let mut peers: Vec<_> = peers.iter().map(|peer| peer.public_status()).collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         peers
+    }
+
+    /// How the connection to one peer stands, as a value to be watched: unlike [`Endpoint::events`], it is
+    /// never behind the latest change, and may pass over states in between. `None` while `name` is no peer:
+    /// not yet known, or removed; it may become one again. At the end of the endpoint it is `None`, and the
+    /// channel is closed.
+    pub fn watch_peer(&self, name: &NodeName) -> watch::Receiver<Option<PeerState>> {
+        self.shared().watches.watch(name)
+    }
+
+    /// The same for all peers. Who is no peer is not in it; at the end it is empty, and the channel is closed.
+    pub fn watch_peers(&self) -> watch::Receiver<BTreeMap<NodeName, PeerState>> {
+        self.shared().watches.watch_all()
     }
 
     /// What happens to peers from now on. Whoever is too slow misses the oldest and is told so.

@@ -372,6 +372,14 @@ pub enum SendError {
         /// The mailbox.
         mailbox: String,
     },
+    /// The receiver takes no messages of this type, or cannot read them.
+    #[error("the mailbox {mailbox} of {node} does not understand the message: compare the types on both sides")]
+    NotUnderstood {
+        /// The receiver.
+        node: NodeName,
+        /// The mailbox.
+        mailbox: String,
+    },
     /// This endpoint is shut down.
     #[error("this endpoint is shut down")]
     ShutDown,

@@ -88,6 +88,8 @@ pub(crate) enum Refused {
     MailboxFull = 2,
     /// It was taken from the mailbox, and nobody answered.
     Unanswered = 3,
+    /// The receiver cannot read it; nothing happened.
+    NotUnderstood = 4,
 }
 
 impl Refused {
@@ -96,6 +98,7 @@ impl Refused {
         match number {
             1 => Refused::UnknownMailbox,
             2 => Refused::MailboxFull,
+            4 => Refused::NotUnderstood,
             _ => Refused::Unanswered,
         }
     }
@@ -303,6 +306,14 @@ mod tests {
 
     const CALL: Head<'_> = Head { kind: Kind::Call, mailbox: "raft", type_number: 0x0102_0304, call: 7 };
     const REPLY: Head<'_> = Head { kind: Kind::Reply, mailbox: "", type_number: 0, call: 0x0a0b_0c0d_0e0f };
+
+    #[test]
+    fn golden_numbers_of_refusals() {
+        let numbers: Vec<_> = (0..6).map(|number| format!("{number} {:?}", Refused::from_number(number))).collect();
+        let expected =
+            ["0 Unanswered", "1 UnknownMailbox", "2 MailboxFull", "3 Unanswered", "4 NotUnderstood", "5 Unanswered"];
+        assert_eq!(numbers, expected);
+    }
 
     #[test]
     fn golden_bytes() {

@@ -4,11 +4,13 @@
 pub mod fuzzing;
 mod endpoint;
 mod peer;
+mod watches;
 mod bulk;
 mod link;
 mod socket;
 #[cfg(feature = "test-net")]
 pub mod test_net;
+mod typed_mailbox;
 mod mailbox;
 mod outbox;
 mod line;
@@ -43,3 +45,4 @@ pub use stats::Traffic;
 #[cfg(feature = "test-net")]
 pub use test_net::TestNet;
 pub use tls::{Identity, MemoryCa};
+pub use typed_mailbox::{Reply, TypedMailbox};

@@ -57,7 +57,7 @@ pub struct PeerStatus {
     pub traffic: Traffic,
 }
 
-/// How the connection to a peer stands.
+/// How the connection to a peer stands. A watch says `None` of who is no peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerState {
     /// Not connected, and no address to dial.
@@ -471,6 +471,7 @@ pub(crate) fn refused_call(node: NodeName, mailbox: &MailboxName, refused: Refus
     match refused {
         Refused::UnknownMailbox => SendError::UnknownMailbox { node, mailbox }.into(),
         Refused::MailboxFull => SendError::MailboxFull { node, mailbox }.into(),
+        Refused::NotUnderstood => SendError::NotUnderstood { node, mailbox }.into(),
         Refused::Unanswered => CallError::Unanswered { peer: node },
     }
 }

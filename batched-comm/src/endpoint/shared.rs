@@ -22,8 +22,9 @@ use crate::link::{Close, Linker};
 use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
 use crate::message::Body;
 use crate::name::{Address, NodeName};
-use crate::peer::{Driver, Parts, Peer, PeerEvent, Stop, Wanted, refused_call};
+use crate::peer::{Driver, Parts, Peer, PeerEvent, PeerState, Stop, Wanted, refused_call};
 use crate::stats::MESSAGES_DROPPED;
+use crate::watches::Watches;
 
 /// Peers that are known at once; who comes beyond is turned away.
 pub const MAX_PEERS: usize = 4096;
@@ -41,6 +42,7 @@ pub(super) struct Shared {
     pub(super) bulk_registry: Arc<BulkRegistry>,
     peers: RwLock<Peers>,
     pub(super) events: broadcast::Sender<PeerEvent>,
+    pub(super) watches: Arc<Watches<PeerState>>,
     /// All tasks; `None` once the endpoint is shut down.
     tasks: Mutex<Option<JoinSet<()>>>,
     closed: AtomicBool,
@@ -60,20 +62,21 @@ struct Peers {
 }
 
 impl Peers {
-    fn remove(&mut self, name: &NodeName) -> Option<Arc<Peer>> {
-        let peer = self.by_name.remove(name)?;
+    /// The lock is held, so that whoever takes the name next is watched after this one.
+    fn remove(&mut self, name: &NodeName, watches: &Watches<PeerState>) {
+        let Some(peer) = self.by_name.remove(name) else { return };
         // Its driver holds it to the end.
         self.ending.retain(|_, ending| ending.strong_count() > 0);
         self.ending.insert(name.clone(), Arc::downgrade(&peer));
-        Some(peer)
+        peer.stop(Stop::Removed);
+        watches.set(name, None, || true);
     }
 
     /// Forgets one that is not connected and has no address.
-    fn evict(&mut self) {
+    fn evict(&mut self, watches: &Watches<PeerState>) {
         let idle = self.by_name.iter().find(|(_, peer)| peer.is_forgettable());
-        let name = idle.map(|(name, _)| name.clone());
-        if let Some(peer) = name.and_then(|name| self.remove(&name)) {
-            peer.stop(Stop::Removed);
+        if let Some(name) = idle.map(|(name, _)| name.clone()) {
+            self.remove(&name, watches);
         }
     }
 }
@@ -151,6 +154,7 @@ impl Shared {
             bulk_registry: Arc::default(),
             peers: RwLock::default(),
             events: broadcast::Sender::new(EVENT_BACKLOG),
+            watches: Arc::new(Watches::new()),
             tasks: Mutex::new(Some(JoinSet::new())),
             closed: AtomicBool::new(false),
             dropped_casts: AtomicU64::new(0),
@@ -174,9 +178,9 @@ impl Shared {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).by_name.get(name).cloned()
     }
 
-    /// Forgets a peer.
-    pub(super) fn take_peer(&self, name: &NodeName) -> Option<Arc<Peer>> {
-        self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+    /// Forgets a peer, which ends.
+    pub(super) fn remove_peer(&self, name: &NodeName) {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(name, &self.watches);
     }
 
     pub(super) fn batching(&self) -> MutexGuard<'_, Batching> {
@@ -198,7 +202,7 @@ impl Shared {
             return None;
         }
         if peers.by_name.len() >= MAX_PEERS {
-            peers.evict();
+            peers.evict(&self.watches);
         }
         if peers.by_name.len() >= MAX_PEERS {
             return None;
@@ -211,10 +215,12 @@ impl Shared {
             linker: self.linker.clone(),
             registry: self.registry.clone(),
             events: self.events.clone(),
+            watches: self.watches.clone(),
             config: self.config.clone(),
             chance: self.chance.clone(),
         };
         let driver = Driver::new(peer.clone(), offers, parts, self.name < *name);
+        self.watches.set(name, Some(PeerState::Idle), || true);
         let predecessor = peers.ending.remove(name).and_then(|ending| ending.upgrade());
         self.spawn(async move {
             // Else its last event would come after the first ones of the new one.
@@ -340,6 +346,7 @@ impl Shared {
         let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Dropping the set aborts what is in it.
         drop(tasks);
+        self.watches.close();
         self.registry.close();
         self.bulk_registry.close();
     }

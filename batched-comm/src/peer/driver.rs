@@ -21,6 +21,7 @@ use crate::link::{Close, Link, Linker, Reached};
 use crate::mailbox::{Answer, Registry};
 use crate::name::ClusterId;
 use crate::outbox::Urgency;
+use crate::watches::Watches;
 
 /// How often silence is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
@@ -34,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) linker: Arc<Linker>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
+    pub(crate) watches: Arc<Watches<PeerState>>,
     pub(crate) config: EndpointConfig,
     pub(crate) chance: Arc<Chance>,
 }
@@ -424,13 +426,17 @@ impl Driver {
                 self.connection = Connection::Idle;
             }
         }
-        self.peer.status().state = match &self.connection {
+        let state = match &self.connection {
             Connection::Idle => PeerState::Idle,
             Connection::BackingOff { until, .. } => PeerState::BackingOff { until: *until },
             Connection::Dialling { .. } | Connection::Greeting { .. } => PeerState::Connecting,
             Connection::Up { since, .. } => PeerState::Up { since: *since },
             Connection::Suspect { since, .. } => PeerState::Suspect { since: *since },
         };
+        self.peer.status().state = state;
+        // Who is being removed is no peer any more, and another one may have the name already.
+        let goes_on = || self.wanted.borrow().stop.is_none();
+        self.parts.watches.set(&self.peer.name, Some(state), goes_on);
     }
 }
 

@@ -10,3 +10,4 @@ mod messages;
 mod refusals;
 mod rotation;
 mod sending;
+mod watches;

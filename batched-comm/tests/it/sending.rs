@@ -1,6 +1,6 @@
 //! The ways to send, and typed addresses.
 
-use batched_comm::{CallError, EndpointConfig, SendError, Sender};
+use batched_comm::{CallError, EndpointConfig, Message, Request, SendError, Sender, TypedMailbox, rkyv};
 
 use crate::support::*;
 
@@ -90,5 +90,74 @@ async fn a_sender_does_not_keep_its_endpoint_alive() {
     drop(a);
     for sender in [&sender, &own] {
         assert_eq!(sender.try_send(&note(1)), Err(SendError::ShutDown));
+    }
+}
+
+/// A number of its own.
+#[derive(Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[rkyv(crate = rkyv)]
+struct Double(u64);
+
+impl Message for Double {
+    const TYPE: u32 = 8;
+}
+
+impl Request for Double {
+    type Reply = u64;
+}
+
+#[tokio::test]
+async fn a_typed_mailbox_gives_messages_and_takes_answers_of_the_right_type() {
+    let (a, b) = pair().await;
+    for target in [&b, &a] {
+        let mut mailbox: TypedMailbox<Double> = target.typed_mailbox("double", 10).unwrap();
+        assert!(target.mailbox("double", 10).is_err(), "{} is taken", mailbox.name());
+        let from = a.name().clone();
+        let serving = tokio::spawn(async move {
+            for waits in [false, true] {
+                let (sender, Double(number), reply) = mailbox.recv().await.unwrap();
+                assert_eq!((sender, reply.is_awaited()), (from.clone(), true));
+                match waits {
+                    true => reply.reply_waiting(&(2 * number)).await.unwrap(),
+                    false => reply.reply(&(2 * number)).unwrap(),
+                }
+            }
+            let (_, Double(number), reply) = mailbox.recv().await.unwrap();
+            assert_eq!((number, reply.is_awaited()), (5, false));
+            reply.reply(&0).unwrap();
+            mailbox
+        });
+        let sender = a.sender::<Double>(&at(target, "double"));
+        assert_eq!(sender.call(&Double(21), DEADLINE).await.unwrap(), 42);
+        assert_eq!(sender.call(&Double(4), DEADLINE).await.unwrap(), 8);
+        sender.send(&Double(5)).await.unwrap();
+        let mut mailbox = soon("all three", serving).await.unwrap();
+        let giving_up = tokio::spawn(async move { drop(mailbox.recv().await) });
+        let error = sender.call(&Double(1), DEADLINE).await.unwrap_err();
+        assert!(matches!(error, CallError::Unanswered { .. }), "{error}");
+        giving_up.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_typed_mailbox_cannot_decode_is_counted_and_refused() {
+    let (a, b) = pair().await;
+    for target in [&b, &a] {
+        let (mut mailbox, to) = (target.typed_mailbox::<Note>("in", 10).unwrap(), at(target, "in"));
+        let serving = tokio::spawn(async move {
+            let received = mailbox.recv().await.unwrap();
+            (received.1, mailbox.undecodable())
+        });
+        a.send_bytes(&to, Note::TYPE, b"no note").await.unwrap();
+        let refused = |result| {
+            let Err(CallError::NotSent(SendError::NotUnderstood { node, mailbox })) = result else {
+                panic!("{result:?}")
+            };
+            assert_eq!((node, mailbox.as_str()), (target.name().clone(), "in"));
+        };
+        refused(a.call_bytes(&to, Note::TYPE, b"no note", DEADLINE).await.map(drop));
+        refused(a.call(&to, &Double(1), DEADLINE).await.map(drop));
+        a.send(&to, &note(3)).await.unwrap();
+        assert_eq!(soon("the note", serving).await.unwrap(), (note(3), 3));
     }
 }
