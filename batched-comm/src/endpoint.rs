@@ -22,7 +22,7 @@ use crate::chance::Chance;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{BindError, BulkError, ConnectError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
-use crate::link::{Close, Linker, transport};
+use crate::link::{Close, Linker, dialled_by_peer, dialled_by_us};
 use crate::mailbox::Mailbox;
 use crate::message::Message;
 use crate::name::{Address, ClusterId, NodeName};
@@ -37,6 +37,10 @@ use shared::{Shared, Target};
 
 /// More only lets queues grow.
 const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
+/// What is kept of a connection that is not accepted yet, which takes moments: its first packets.
+const UNACCEPTED_BYTES: u64 = 16 * 1024;
+/// The same of all of them.
+const ALL_UNACCEPTED_BYTES: u64 = 1024 * 1024;
 /// How long `shutdown` waits for peers to take what is left.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long `shutdown` waits for QUIC to say goodbye.
@@ -354,11 +358,13 @@ fn tls_configs(
     identity: &Identity,
     config: &EndpointConfig,
 ) -> Result<(quinn::ServerConfig, quinn::ClientConfig), BindError> {
-    let transport = transport(config);
     let mut server = identity.server_config()?;
-    server.transport_config(transport.clone());
+    server
+        .transport_config(dialled_by_peer(config))
+        .incoming_buffer_size(UNACCEPTED_BYTES)
+        .incoming_buffer_size_total(ALL_UNACCEPTED_BYTES);
     let mut client = identity.client_config()?;
-    client.transport_config(transport);
+    client.transport_config(dialled_by_us(config));
     Ok((server, client))
 }
 

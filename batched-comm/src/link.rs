@@ -1,11 +1,12 @@
 //! A QUIC connection whose two sides know each other: TLS, names compared, hello answered.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::EndpointConfig;
 use crate::error::{ConnectError, Refusal};
@@ -14,13 +15,15 @@ use crate::name::{ClusterId, NodeName};
 use crate::socket::ClosableSocket;
 use crate::tls;
 
-/// Bulk transfers that may run at once over one connection; a lane needs one stream. Below the connection's
+/// Bulk transfers that may run at once over one connection. Below the connection's
 /// window by one stream's: transfers that nobody reads do not stop those that somebody reads.
 const MAX_STREAMS: u32 = CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES - 1;
 /// What one stream may send before it is read.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What all streams of a connection may send before it is read.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// What may come over a connection before its hello was answered: one stream with a hello in it.
+const STRANGER_WINDOW_BYTES: u32 = 16 * 1024;
 /// What waits in QUIC to be acknowledged: the depth of this queue is what bulk costs calls.
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// How long who was refused may take to read why.
@@ -191,37 +194,51 @@ impl Linker {
         result
     }
 
-    /// Takes a connection up to its hello, which is still to be answered; `None` when it was refused.
-    pub(crate) async fn receive(&self, incoming: quinn::Incoming) -> Option<Link> {
+    /// Takes a connection up to its hello, which is still to be answered; `None` when it was refused, or had to
+    /// make room for others: then `cut_off` has ended.
+    pub(crate) async fn receive(&self, incoming: quinn::Incoming, cut_off: impl Future<Output = ()>) -> Option<Link> {
         let address = incoming.remote_address();
-        let receiving = async {
-            let connection = match incoming.accept() {
-                Ok(connecting) => connecting.await.ok()?,
-                Err(_) => return None,
-            };
-            let (send, mut recv) = connection.accept_bi().await.ok()?;
-            let names = tls::peer_names(&connection);
-            let own = self.own();
-            let heard = match read_hello(&mut recv).await {
-                Ok(bytes) => hello::decode_hello(&bytes),
-                Err(ReadHello::Wrong(error)) => Err(error),
-                Err(ReadHello::Lost(_)) => return None,
-            };
-            let checked = match heard {
-                Ok((peer, purpose)) => check(&own, &peer, &names).map(|()| (peer, purpose)),
-                Err(HelloError::Version { given }) => Err(Refusal::OtherVersion { given, spoken: hello::VERSION }),
-                Err(HelloError::Malformed(reason)) => Err(Refusal::Malformed(reason.into())),
-            };
-            match checked {
-                Ok((peer, purpose)) => Some(Link { connection, send, recv, peer, purpose, told: None }),
-                Err(refusal) => {
-                    tracing::warn!(%address, %refusal, "a connection was refused");
-                    refuse(connection, send, &own, &refusal).await;
-                    None
-                }
-            }
+        let deadline = Instant::now() + self.hello_timeout;
+        let mut cut_off = pin!(cut_off);
+        let connecting = incoming.accept().ok()?;
+        let connection = tokio::select! {
+            connection = timeout_at(deadline, connecting) => connection.ok()?.ok()?,
+            () = &mut cut_off => return None,
         };
-        timeout(self.hello_timeout, receiving).await.ok().flatten()
+        let reason = tokio::select! {
+            heard = timeout_at(deadline, self.hear(connection.clone(), address)) => match heard {
+                Ok(link) => return link,
+                Err(_) => format!("no hello came within {:?}", self.hello_timeout),
+            },
+            () = cut_off => "too many connections are being made".into(),
+        };
+        connection.close(Close::Refused.code(), reason.as_bytes());
+        None
+    }
+
+    async fn hear(&self, connection: quinn::Connection, address: SocketAddr) -> Option<Link> {
+        let (send, mut recv) = connection.accept_bi().await.ok()?;
+        let names = tls::peer_names(&connection);
+        let own = self.own();
+        let heard = match read_hello(&mut recv).await {
+            Ok(bytes) => hello::decode_hello(&bytes),
+            Err(ReadHello::Wrong(error)) => Err(error),
+            // Whoever is still there ended its stream.
+            Err(ReadHello::Lost(_)) => Err(HelloError::Malformed("it is too short")),
+        };
+        let checked = match heard {
+            Ok((peer, purpose)) => check(&own, &peer, &names).map(|()| (peer, purpose)),
+            Err(HelloError::Version { given }) => Err(Refusal::OtherVersion { given, spoken: hello::VERSION }),
+            Err(HelloError::Malformed(reason)) => Err(Refusal::Malformed(reason.into())),
+        };
+        match checked {
+            Ok((peer, purpose)) => Some(Link { connection, send, recv, peer, purpose, told: None }),
+            Err(refusal) => {
+                tracing::warn!(%address, %refusal, "a connection was refused");
+                refuse(connection, send, &own, &refusal).await;
+                None
+            }
+        }
     }
 
     /// How long a connection may take until its hello is answered.
@@ -234,6 +251,10 @@ impl Linker {
         let own = self.own();
         let answer = hello::encode_answer(&own, Ok(()));
         link.told = own.cluster;
+        link.connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+        if link.purpose == Purpose::Bulk {
+            link.connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+        }
         let written = timeout(self.hello_timeout, link.send.write_all(&answer)).await;
         matches!(written, Ok(Ok(())))
     }
@@ -244,13 +265,26 @@ impl Linker {
     }
 }
 
-/// How connections behave: the figures were measured, see the constants.
-pub(crate) fn transport(config: &EndpointConfig) -> Arc<TransportConfig> {
+/// How connections behave that somebody dials to this node. It may do little until its hello was answered, and
+/// with a lane it needs no other stream than the one it greeted over.
+pub(crate) fn dialled_by_peer(config: &EndpointConfig) -> Arc<TransportConfig> {
+    let mut transport = transport(config);
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(1)).receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES));
+    Arc::new(transport)
+}
+
+/// How connections behave that this node dials: only it opens streams.
+pub(crate) fn dialled_by_us(config: &EndpointConfig) -> Arc<TransportConfig> {
+    Arc::new(transport(config))
+}
+
+/// What both have in common: the figures were measured, see the constants.
+fn transport(config: &EndpointConfig) -> TransportConfig {
     let mut transport = TransportConfig::default();
     // The config's range is far below what QUIC can say.
     let idle = IdleTimeout::try_from(config.dead_after()).ok();
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
@@ -259,7 +293,7 @@ pub(crate) fn transport(config: &EndpointConfig) -> Arc<TransportConfig> {
         .keep_alive_interval(Some(config.ping_interval()))
         .max_idle_timeout(idle)
         .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
-    Arc::new(transport)
+    transport
 }
 
 /// What quinn says of an ended connection, with the reason the other side gave.

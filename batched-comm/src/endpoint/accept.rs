@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::shared::Shared;
@@ -14,31 +14,55 @@ use crate::peer::{Offer, Peer};
 
 /// Connections that may be between their first packet and their hello.
 const MAX_HANDSHAKES: usize = 256;
-/// With fewer places left than this, a sender first has to show that it receives at its address: first
+/// With more under way than this, a sender first has to show that it receives at its address: first
 /// packets with made-up senders take no more places then.
-const UNCHECKED_ABOVE: usize = MAX_HANDSHAKES / 2;
+const MAX_UNCHECKED: usize = MAX_HANDSHAKES / 2;
 
 /// Accepts until the endpoint is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let mut handshakes = Handshakes::default();
     // Held by this task alone, and let go when it ends: a shutdown waits for that.
     let Some(quic) = shared.linker.quic() else { return };
     while let Some(incoming) = quic.accept().await {
-        if handshakes.available_permits() < UNCHECKED_ABOVE && !incoming.remote_address_validated() {
+        if handshakes.count() > MAX_UNCHECKED && !incoming.remote_address_validated() {
             // An unchecked sender may always be told to come again.
             let _ = incoming.retry();
             continue;
         }
-        match handshakes.clone().try_acquire_owned() {
-            Ok(permit) => shared.spawn(receive(shared.clone(), incoming, permit)),
-            Err(_) => incoming.refuse(),
-        }
+        let place = handshakes.enter();
+        shared.spawn(receive(shared.clone(), incoming, place));
     }
 }
 
-async fn receive(shared: Arc<Shared>, incoming: quinn::Incoming, permit: OwnedSemaphorePermit) {
-    let Some(mut link) = shared.linker.receive(incoming).await else { return };
-    drop(permit);
+/// The handshakes under way.
+#[derive(Default)]
+struct Handshakes {
+    places: Vec<oneshot::Sender<()>>,
+}
+
+impl Handshakes {
+    fn count(&mut self) -> usize {
+        self.places.retain(|place| !place.is_closed());
+        self.places.len()
+    }
+
+    /// A place, to be kept until the hello was heard: it is lost when the other side of it goes. When there is
+    /// none, one of the others loses its own, whichever it is: who is honest needs it for milliseconds, and is
+    /// seldom hit; who stalls is hit in the end. (As sshd's MaxStartups drops at random.)
+    fn enter(&mut self) -> oneshot::Receiver<()> {
+        if self.count() >= MAX_HANDSHAKES {
+            self.places.swap_remove(rand::random_range(0..self.places.len()));
+        }
+        let (kept, place) = oneshot::channel();
+        self.places.push(kept);
+        place
+    }
+}
+
+async fn receive(shared: Arc<Shared>, incoming: quinn::Incoming, mut place: oneshot::Receiver<()>) {
+    let cut_off = async { drop((&mut place).await) };
+    let Some(mut link) = shared.linker.receive(incoming, cut_off).await else { return };
+    drop(place);
     match link.purpose {
         Purpose::Lane => offer(&shared, link).await,
         Purpose::Bulk => serve_bulk(&shared, link).await,
@@ -85,5 +109,24 @@ async fn offer(shared: &Shared, link: Link) {
     }
     if let Ok((link, refusal)) = answer.await {
         shared.linker.refuse(link, &refusal).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_the_bound_a_new_handshake_takes_the_place_of_another() {
+        let mut handshakes = Handshakes::default();
+        let mut places: Vec<_> = (0..MAX_HANDSHAKES).map(|_| handshakes.enter()).collect();
+        assert_eq!(handshakes.count(), MAX_HANDSHAKES);
+        let mut newest = handshakes.enter();
+        assert_eq!(handshakes.count(), MAX_HANDSHAKES);
+        let lost = places.iter_mut().filter_map(|place| place.try_recv().err());
+        assert_eq!(lost.filter(|error| *error == oneshot::error::TryRecvError::Closed).count(), 1);
+        assert_eq!(newest.try_recv(), Err(oneshot::error::TryRecvError::Empty), "the new one has its place");
+        places.truncate(MAX_HANDSHAKES / 2);
+        assert!(handshakes.count() <= MAX_HANDSHAKES / 2 + 1, "who is done gives its place back");
     }
 }
