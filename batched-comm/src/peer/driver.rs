@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use super::{DownReason, LaneState, Offer, Peer, PeerEvent, PeerState, Stop, Wanted, lane};
+use super::lane::{self, Ended};
+use super::{DownReason, LaneState, Offer, Peer, PeerEvent, PeerState, Stop, Wanted};
 use crate::chance::Chance;
 use crate::clock;
+use crate::closing::{Closing, ClosingEvent};
 use crate::config::EndpointConfig;
 use crate::connection::{Connection, Dialled, Event, Verdict, backoff};
 use crate::error::{ConnectError, Refusal};
@@ -20,15 +22,17 @@ use crate::hello::Purpose;
 use crate::link::{Close, Link, Linker, Reached};
 use crate::mailbox::{Answer, Registry};
 use crate::name::ClusterId;
-use crate::outbox::Urgency;
+use crate::outbox::{Finish, Urgency};
 use crate::watches::Watches;
 
 /// How often silence is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// The least time between two looks through the table of calls.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
-/// How long an orderly end may take to send what is left.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an orderly end waits for the handlers of calls that were received before it.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long an orderly end may take as a whole; then it is cut off.
+const CLOSING_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What a driver works with.
 pub(crate) struct Parts {
@@ -74,7 +78,8 @@ enum End {
     /// The peer dialled anew.
     Replaced(Box<Offer>),
     Down(DownReason),
-    Stop(Stop),
+    /// In order; how far that is, and why it began.
+    Closing(Closing, DownReason),
 }
 
 impl Driver {
@@ -245,12 +250,17 @@ impl Driver {
         self.peer.lane_state.send_replace(LaneState::Up);
         self.publish(PeerEvent::Up { peer: self.peer.name.clone(), instance });
         let mut tasks = JoinSet::new();
-        let writer = tasks.spawn(lane::write(send, self.peer.clone(), self.lanes)).id();
+        tasks.spawn(lane::write(send, self.peer.clone(), self.lanes));
         let registry = self.parts.registry.clone();
         tasks.spawn(lane::read(recv, self.peer.clone(), registry, self.lanes));
-        let end = self.watch(&connection, told, &mut tasks).await;
-        self.end_lane(&connection, tasks, writer, &end).await;
-        Some(end)
+        let mut end = self.watch(&connection, told, &mut tasks).await;
+        let mut offered = None;
+        if let End::Closing(closing, reason) = end {
+            offered = self.close(closing, &mut tasks).await;
+            end = End::Down(reason);
+        }
+        self.end_lane(&connection, tasks, &end).await;
+        Some(offered.map_or(end, End::Replaced))
     }
 
     /// Watches a lane until something ends it. `told`: the cluster of this node, as the hello said.
@@ -258,7 +268,7 @@ impl Driver {
         &mut self,
         connection: &quinn::Connection,
         mut told: Option<ClusterId>,
-        tasks: &mut JoinSet<DownReason>,
+        tasks: &mut JoinSet<Ended>,
     ) -> End {
         let mut ticks = interval(self.watch_interval());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -266,8 +276,10 @@ impl Driver {
         let mut last_sweep = clock::now();
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            if let Some(stop) = wanted.stop {
-                return End::Stop(stop);
+            match wanted.stop {
+                Some(Stop::ShutDown) => return End::Closing(Closing::Finishing, DownReason::ShutDown),
+                Some(Stop::Removed) => return End::Down(DownReason::Removed),
+                None => {}
             }
             let peer_cluster = self.peer.status().cluster;
             if let (Some(own), Some(peer)) = (wanted.cluster, peer_cluster)
@@ -286,8 +298,9 @@ impl Driver {
             let sweep = sleep_until(sweep_at.unwrap_or(last_sweep).into());
             tokio::select! {
                 ended = tasks.join_next() => {
-                    let lost = DownReason::Lost { reason: "a task of the lane failed".into() };
-                    return End::Down(ended.and_then(Result::ok).unwrap_or(lost));
+                    let (event, reason) = seen(ended);
+                    let closing = advance_closing(Closing::Flowing, event);
+                    return End::Closing(closing, reason);
                 }
                 Some(offer) = self.offers.recv() => {
                     if let Some(offer) = self.judge(offer) {
@@ -303,13 +316,59 @@ impl Driver {
                 }
                 () = sweep, if sweep_at.is_some() => {
                     last_sweep = clock::now();
-                    let wakers = self.peer.calls().expire(last_sweep, || Answer::Expired);
-                    wakers.into_iter().for_each(std::task::Waker::wake);
+                    self.expire_calls(last_sweep);
                 }
                 () = self.peer.sooner.notified() => {}
                 _ = self.wanted.changed() => {}
             }
         }
+    }
+
+    /// Ends a lane in order: what both sides have taken arrives, within a bound. Gives a connection that the
+    /// peer has dialled meanwhile.
+    async fn close(&mut self, mut closing: Closing, tasks: &mut JoinSet<Ended>) -> Option<Box<Offer>> {
+        if closing == Closing::Closed {
+            return None;
+        }
+        let stops = closing == Closing::Finishing;
+        self.peer.outbox.finish(if stops { Finish::AfterAnswers } else { Finish::Now });
+        // Calls that find no lane wait for the next one.
+        self.peer.lane_state.send_replace(LaneState::Down);
+        let begun = clock::now();
+        let mut waits_for_answers = stops;
+        let mut ticks = interval(self.watch_interval());
+        while closing != Closing::Closed {
+            let event = tokio::select! {
+                ended = tasks.join_next() => seen(ended).0,
+                () = sleep_until((begun + CLOSING_TIMEOUT).into()) => ClosingEvent::Overdue,
+                () = sleep_until((begun + ANSWER_TIMEOUT).into()), if waits_for_answers => {
+                    waits_for_answers = false;
+                    self.peer.outbox.finish(Finish::Now);
+                    continue;
+                }
+                Some(offer) = self.offers.recv(), if !stops => match self.judge(offer) {
+                    Some(offer) => return Some(offer),
+                    None => continue,
+                },
+                _ = self.wanted.changed() => match self.wanted.borrow_and_update().stop {
+                    Some(Stop::Removed) => return None,
+                    Some(Stop::ShutDown) => ClosingEvent::Stop,
+                    None => continue,
+                },
+                _ = ticks.tick() => {
+                    self.expire_calls(clock::now());
+                    self.peer.outbox.tend();
+                    continue;
+                }
+            };
+            closing = advance_closing(closing, event);
+        }
+        None
+    }
+
+    fn expire_calls(&self, now: Instant) {
+        let wakers = self.peer.calls().expire(now, || Answer::Expired);
+        wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
     fn watch_interval(&self) -> Duration {
@@ -353,33 +412,13 @@ impl Driver {
         None
     }
 
-    /// Ends a lane in order.
-    async fn end_lane(
-        &mut self,
-        connection: &quinn::Connection,
-        mut tasks: JoinSet<DownReason>,
-        writer: tokio::task::Id,
-        end: &End,
-    ) {
-        if matches!(end, End::Stop(Stop::ShutDown)) {
-            self.peer.outbox.finish();
-            // The reader may end before, which says nothing.
-            let written = async {
-                while let Some(ended) = tasks.join_next_with_id().await {
-                    if ended.map_or_else(|error| error.id(), |(id, _)| id) == writer {
-                        break;
-                    }
-                }
-            };
-            // The writer ends once everything has left; after the timeout it is cut off.
-            let _ = timeout(FLUSH_TIMEOUT, written).await;
-        }
-        let (reason, close) = match end {
-            End::Replaced(_) => (DownReason::Replaced, Close::Replaced),
-            End::Stop(Stop::Removed) => (DownReason::Removed, Close::Removed),
-            End::Stop(Stop::ShutDown) => (DownReason::ShutDown, Close::ShutDown),
-            End::Down(reason) => (reason.clone(), close_code(reason)),
+    /// Ends a lane at once.
+    async fn end_lane(&mut self, connection: &quinn::Connection, mut tasks: JoinSet<Ended>, end: &End) {
+        let reason = match end {
+            End::Replaced(_) => DownReason::Replaced,
+            End::Down(reason) | End::Closing(_, reason) => reason.clone(),
         };
+        let close = close_code(&reason);
         let instance = self.peer.status().instance.unwrap_or_default();
         let unsent = self.peer.outbox.close();
         self.peer.lane_state.send_replace(LaneState::Down);
@@ -456,11 +495,52 @@ struct Heard {
     at: Instant,
 }
 
+/// Sees to it that calls end by their timeouts, for as long as it is polled.
+async fn expire_calls(peer: &Peer) {
+    loop {
+        let deadline = peer.calls().next_deadline();
+        let Some(deadline) = deadline else {
+            peer.sooner.notified().await;
+            continue;
+        };
+        tokio::select! {
+            () = sleep_until(deadline.into()) => {}
+            () = peer.sooner.notified() => continue,
+        }
+        let wakers = peer.calls().expire(clock::now(), || Answer::Expired);
+        wakers.into_iter().for_each(std::task::Waker::wake);
+        sleep(SWEEP_INTERVAL).await;
+    }
+}
+
 async fn progress(dial: &mut Option<Dial>) -> Step {
     match dial {
         Some(dial) => dial.await,
         None => std::future::pending().await,
     }
+}
+
+/// What the end of a task says of the lane's end, and why the lane ends when nothing else was the reason.
+fn seen(ended: Option<Result<Ended, JoinError>>) -> (ClosingEvent, DownReason) {
+    match ended {
+        Some(Ok(Ended::Written)) => (ClosingEvent::OwnEnded, DownReason::ShutDown),
+        Some(Ok(Ended::WriteFailed(reason))) => (ClosingEvent::OwnEnded, reason),
+        Some(Ok(Ended::ReadToEnd)) => {
+            (ClosingEvent::PeerEnded, DownReason::ClosedByPeer { reason: "it is shutting down".into() })
+        }
+        Some(Ok(Ended::ReadFailed(reason))) => (ClosingEvent::Broken, reason),
+        Some(Err(_)) | None => {
+            (ClosingEvent::Overdue, DownReason::Lost { reason: "a task of the lane failed".into() })
+        }
+    }
+}
+
+fn advance_closing(closing: Closing, event: ClosingEvent) -> Closing {
+    closing.next(event).unwrap_or_else(|illegal| {
+        // Closing is always right.
+        tracing::debug!(%illegal, "a lane is closed at once");
+        Closing::Closed
+    })
 }
 
 fn close_code(reason: &DownReason) -> Close {
