@@ -16,10 +16,12 @@ mod outbox;
 mod line;
 mod message;
 mod connection;
+mod closing;
 mod calls;
 mod batcher;
 mod hello;
 mod frame;
+mod compression;
 pub mod tls;
 pub mod stats;
 mod config;
@@ -31,7 +33,7 @@ mod name;
 pub use rkyv;
 
 pub use bulk::{BulkListener, BulkReceiver, BulkSender, MAX_BULK_BACKLOG, MAX_BULK_HEADER_BYTES};
-pub use config::{Batching, EndpointConfig, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
+pub use config::{Batching, Compression, EndpointConfig, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
 pub use endpoint::{Endpoint, MAX_PEERS, Sender};
 pub use error::{
     BindError, BulkError, CallError, ConfigError, ConnectError, DecodeError, EncodeError, IdentityError, MailboxError,

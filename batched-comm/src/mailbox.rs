@@ -16,7 +16,7 @@ use crate::error::{DecodeError, EncodeError, MailboxError, SendError};
 use crate::frame::{Head, Kind, Refused};
 use crate::message::{self, Body, Message, Wire};
 use crate::name::{MailboxName, NodeName};
-use crate::outbox::{Outbox, PushError, Urgency};
+use crate::outbox::{Outbox, Owed, PushError, Urgency};
 
 /// A mailbox's capacity is at most this.
 pub const MAX_MAILBOX_CAPACITY: usize = 1 << 20;
@@ -171,7 +171,7 @@ pub struct ReplyHandle {
 }
 
 enum Route {
-    Remote { outbox: Arc<Outbox>, lane: u64, call: u64 },
+    Remote { outbox: Owed, lane: u64, call: u64 },
     Local { caller: oneshot::Sender<Answer>, node: NodeName },
 }
 
@@ -190,7 +190,7 @@ pub(crate) enum Answer {
 
 impl ReplyHandle {
     pub(crate) fn remote(outbox: Arc<Outbox>, lane: u64, call: u64) -> ReplyHandle {
-        ReplyHandle { route: Some(Route::Remote { outbox, lane, call }) }
+        ReplyHandle { route: Some(Route::Remote { outbox: Owed::new(outbox), lane, call }) }
     }
 
     pub(crate) fn local(node: NodeName, caller: oneshot::Sender<Answer>) -> ReplyHandle {
@@ -377,13 +377,14 @@ impl Registry {
         Mailboxes(self.queues.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// No mailbox receives any more, and none is made.
+    /// No mailbox receives any more, and none is made. What was received is still to be taken, but for calls,
+    /// which nobody can answer any more.
     pub(crate) fn close(&self) {
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         queues.closed = true;
-        let untaken: Vec<_> = queues.by_name.values().flat_map(|queue| queue.close()).collect();
+        let calls: Vec<_> = queues.by_name.values().flat_map(|queue| queue.end()).collect();
         drop(queues);
-        drop(untaken);
+        drop(calls);
     }
 }
 
@@ -423,6 +424,21 @@ struct QueueState {
 }
 
 impl Queue {
+    /// Takes no more; gives the calls back.
+    fn end(&self) -> VecDeque<Incoming> {
+        let mut state = self.state();
+        state.closed = true;
+        let untaken = std::mem::take(&mut state.incoming).into_iter();
+        let (calls, messages): (VecDeque<_>, VecDeque<_>) = untaken.partition(Incoming::is_call);
+        state.bytes = messages.iter().map(|incoming| incoming.body.len()).sum();
+        state.incoming = messages;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        calls
+    }
+
+    /// Takes no more; gives everything back.
     fn close(&self) -> VecDeque<Incoming> {
         let mut state = self.state();
         state.closed = true;

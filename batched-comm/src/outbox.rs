@@ -11,7 +11,9 @@
 //! one sender in a loop could take all the room that is ever made.
 
 use std::future::poll_fn;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use rkyv::util::AlignedVec;
@@ -41,12 +43,16 @@ pub(crate) struct Outbox {
     filled: Notify,
     /// A batch was closed: no use in waiting for more. Only the writer waits.
     batch_closed: Notify,
+    /// Calls that were received and are not answered yet.
+    owed: AtomicU64,
+    /// Whoever answers the last of them wakes the writer.
+    is_finishing: AtomicBool,
 }
 
 struct State {
     lane: Option<u64>,
-    /// What is in the buffer still leaves; then the writer ends the lane.
-    finishing: bool,
+    /// No messages are taken any more; what is in the buffer still leaves, and then the writer ends the lane.
+    finishing: Option<Finish>,
     batcher: Batcher,
     /// How many of what is in the buffer are refusals.
     queued_refusals: usize,
@@ -65,6 +71,52 @@ pub(crate) enum Urgency {
     Answer { lane: u64 },
     /// Says on this lane that there is no answer, or whose lane it is: has room where there is none for answers.
     Refusal { lane: u64 },
+}
+
+/// When the writer ends the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finish {
+    /// Once no answer is owed any more, and the buffer is empty.
+    AfterAnswers,
+    /// Once the buffer is empty.
+    Now,
+}
+
+/// What the writer is to do.
+pub(crate) enum Next {
+    /// Write these.
+    Batches(Gathered),
+    /// All that was taken has been handed out: end the lane in order.
+    End,
+    /// The lane is gone.
+    Gone,
+}
+
+/// The outbox over which an answer is owed, until it is dropped.
+pub(crate) struct Owed(Arc<Outbox>);
+
+impl Owed {
+    pub(crate) fn new(outbox: Arc<Outbox>) -> Owed {
+        outbox.owed.fetch_add(1, Ordering::SeqCst);
+        Owed(outbox)
+    }
+}
+
+impl Deref for Owed {
+    type Target = Outbox;
+
+    fn deref(&self) -> &Outbox {
+        &self.0
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let was_last = self.owed.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last && self.is_finishing.load(Ordering::SeqCst) {
+            self.filled.notify_one();
+        }
+    }
 }
 
 /// Why a message was not taken.
@@ -93,6 +145,9 @@ impl State {
             Urgency::Answer { lane } | Urgency::Refusal { lane } => Some(lane),
         };
         if self.lane.is_none() || self.lane != lane {
+            return Err(PushError::NoLane);
+        }
+        if self.finishing.is_some() && urgency == Urgency::Message {
             return Err(PushError::NoLane);
         }
         let queued_bytes = self.batcher.queued_bytes();
@@ -156,7 +211,7 @@ impl Outbox {
     pub(crate) fn new(peer: NodeName, config: &EndpointConfig, limits: Batching) -> Outbox {
         let state = State {
             lane: None,
-            finishing: false,
+            finishing: None,
             batcher: Batcher::default(),
             queued_refusals: 0,
             limits,
@@ -170,6 +225,8 @@ impl Outbox {
             state: Mutex::new(state),
             filled: Notify::new(),
             batch_closed: Notify::new(),
+            owed: AtomicU64::new(0),
+            is_finishing: AtomicBool::new(false),
         }
     }
 
@@ -271,14 +328,21 @@ impl Outbox {
     pub(crate) fn open(&self, lane: u64) {
         let mut state = self.state();
         state.lane = Some(lane);
-        state.finishing = false;
+        state.finishing = None;
+        self.is_finishing.store(false, Ordering::SeqCst);
     }
 
-    /// No more than what is in the buffer will be sent: for an orderly end.
-    pub(crate) fn finish(&self) {
-        self.state().finishing = true;
+    /// For an orderly end: takes no more messages, though answers until what is in the buffer has left.
+    pub(crate) fn finish(&self, finish: Finish) {
+        let mut state = self.state();
+        state.finishing = Some(finish);
+        // Before the writer looks at what is owed: either it sees that nothing is, or it is woken.
+        self.is_finishing.store(true, Ordering::SeqCst);
+        let wakers = state.messages.call_all();
+        drop(state);
         self.filled.notify_one();
         self.batch_closed.notify_one();
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// The lane is gone; answers what was never handed to it.
@@ -293,20 +357,29 @@ impl Outbox {
         unsent
     }
 
-    /// For the writer of `lane`: the next batches, as soon as there are any; `None` when the lane ends.
-    /// `spare` gives its buffer back.
-    pub(crate) async fn next(&self, lane: u64, spare: Gathered) -> Option<Gathered> {
+    /// For the writer of `lane`: the next batches, as soon as there are any. `spare` gives its buffer back.
+    pub(crate) async fn next(&self, lane: u64, spare: Gathered) -> Next {
         let max_wait = loop {
             {
-                let state = self.state();
+                let mut state = self.state();
                 if state.lane != Some(lane) {
-                    return None;
+                    return Next::Gone;
                 }
                 if state.batcher.queued_bytes() > 0 {
                     break state.limits.max_wait();
                 }
-                if state.finishing {
-                    return None;
+                let ends = match state.finishing {
+                    Some(Finish::Now) => true,
+                    Some(Finish::AfterAnswers) => self.owed.load(Ordering::SeqCst) == 0,
+                    None => false,
+                };
+                if ends {
+                    // An answer that comes now is told that it does not leave.
+                    state.lane = None;
+                    let wakers = state.answers.call_all();
+                    drop(state);
+                    wakers.into_iter().for_each(Waker::wake);
+                    return Next::End;
                 }
             }
             self.filled.notified().await;
@@ -320,12 +393,12 @@ impl Outbox {
         let (gathered, wakers) = {
             let mut state = self.state();
             if state.lane != Some(lane) {
-                return None;
+                return Next::Gone;
             }
             state.take(spare)
         };
         wakers.into_iter().for_each(Waker::wake);
-        Some(gathered)
+        Next::Batches(gathered)
     }
 
     fn refused(&self, rejected: Rejected) -> SendError {
@@ -345,9 +418,6 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use super::*;
     use crate::frame::Kind;
 
@@ -404,7 +474,7 @@ mod tests {
         });
         let mut taken = 0;
         while !meek_is_done.load(Ordering::SeqCst) {
-            outbox.next(1, Gathered::default()).await.unwrap();
+            assert!(matches!(outbox.next(1, Gathered::default()).await, Next::Batches(_)));
             tokio::task::yield_now().await;
             taken += 1;
             assert!(taken < 10, "the meek one never had its turn");
@@ -421,7 +491,7 @@ mod tests {
         let idle = outbox.line_up(Urgency::Message);
         let mut waiting = std::pin::pin!(idle.turn());
         assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
-        outbox.next(1, Gathered::default()).await.unwrap();
+        assert!(matches!(outbox.next(1, Gathered::default()).await, Next::Batches(_)));
         assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(1)), Err(PushError::Full)));
         outbox.tend();
         outbox.tend();

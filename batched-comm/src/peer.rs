@@ -376,6 +376,7 @@ impl Peer {
             Ok(()) => Ok(()),
             Err(PushError::Full) => Err(self.outbox.full()),
             Err(PushError::Refused(error)) => Err(error),
+            Err(PushError::NoLane) if self.wanted.borrow().stop == Some(Stop::ShutDown) => Err(SendError::ShutDown),
             Err(PushError::NoLane) => Err(self.not_connected()),
         }
     }

@@ -1,13 +1,13 @@
 //! The task of one peer: connects, watches, ends lanes in order.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::lane::{self, Ended};
 use super::{DownReason, LaneState, Offer, Peer, PeerEvent, PeerState, Stop, Wanted};
@@ -316,7 +316,8 @@ impl Driver {
                 }
                 () = sweep, if sweep_at.is_some() => {
                     last_sweep = clock::now();
-                    self.expire_calls(last_sweep);
+                    let wakers = self.peer.calls().expire(last_sweep, || Answer::Expired);
+                    wakers.into_iter().for_each(std::task::Waker::wake);
                 }
                 () = self.peer.sooner.notified() => {}
                 _ = self.wanted.changed() => {}
@@ -337,6 +338,8 @@ impl Driver {
         let begun = clock::now();
         let mut waits_for_answers = stops;
         let mut ticks = interval(self.watch_interval());
+        let peer = self.peer.clone();
+        let mut expiring = pin!(expire_calls(&peer));
         while closing != Closing::Closed {
             let event = tokio::select! {
                 ended = tasks.join_next() => seen(ended).0,
@@ -355,8 +358,9 @@ impl Driver {
                     Some(Stop::ShutDown) => ClosingEvent::Stop,
                     None => continue,
                 },
+                // Has no end.
+                () = &mut expiring => continue,
                 _ = ticks.tick() => {
-                    self.expire_calls(clock::now());
                     self.peer.outbox.tend();
                     continue;
                 }
@@ -364,11 +368,6 @@ impl Driver {
             closing = advance_closing(closing, event);
         }
         None
-    }
-
-    fn expire_calls(&self, now: Instant) {
-        let wakers = self.peer.calls().expire(now, || Answer::Expired);
-        wakers.into_iter().for_each(std::task::Waker::wake);
     }
 
     fn watch_interval(&self) -> Duration {
@@ -529,9 +528,7 @@ fn seen(ended: Option<Result<Ended, JoinError>>) -> (ClosingEvent, DownReason) {
             (ClosingEvent::PeerEnded, DownReason::ClosedByPeer { reason: "it is shutting down".into() })
         }
         Some(Ok(Ended::ReadFailed(reason))) => (ClosingEvent::Broken, reason),
-        Some(Err(_)) | None => {
-            (ClosingEvent::Overdue, DownReason::Lost { reason: "a task of the lane failed".into() })
-        }
+        Some(Err(_)) | None => (ClosingEvent::Overdue, DownReason::Lost { reason: "a task of the lane failed".into() }),
     }
 }
 

@@ -4,11 +4,9 @@
 //! but the network, so a slow receiver holds up no other.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use quinn::{ReadError, RecvStream, SendStream, VarInt};
+use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt};
 use rkyv::util::AlignedVec;
-use tokio::time::timeout;
 
 use super::{DownReason, Peer};
 use crate::batcher::Gathered;
@@ -18,6 +16,7 @@ use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Batch, Frame, Kind, MAX_
 use crate::link::describe;
 use crate::mailbox::{Answer, Incoming, Mailboxes, Registry, ReplyHandle};
 use crate::message::Body;
+use crate::outbox::Next;
 
 /// The receive buffer of an idle lane; it grows as bytes come, never because a length is claimed.
 const IDLE_BUFFER_BYTES: usize = 64 * 1024;
@@ -25,23 +24,33 @@ const IDLE_BUFFER_BYTES: usize = 64 * 1024;
 const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// It never grows beyond one batch.
 const MAX_BUFFER_BYTES: usize = (BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES).next_multiple_of(ALIGNMENT);
-/// How long the last bytes of an orderly end may take to be acknowledged.
-const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
+/// How a task of a lane ended.
+pub(super) enum Ended {
+    /// All there was is written and acknowledged.
+    Written,
+    /// Nothing can be written any more.
+    WriteFailed(DownReason),
+    /// The peer has said that this was all.
+    ReadToEnd,
+    /// Nothing can be read any more.
+    ReadFailed(DownReason),
+}
 
 /// Writes what is in the outbox until the lane ends.
-pub(super) async fn write(send: SendStream, peer: Arc<Peer>, lane: u64) -> DownReason {
+pub(super) async fn write(send: SendStream, peer: Arc<Peer>, lane: u64) -> Ended {
     let mut sender = Sender { send, finished: false };
     let mut gathered = Gathered::default();
     loop {
         gathered = match peer.outbox.next(lane, gathered).await {
-            Some(gathered) => gathered,
-            None => return sender.finish().await,
+            Next::Batches(gathered) => gathered,
+            Next::End => return sender.finish().await,
+            Next::Gone => return Ended::WriteFailed(DownReason::Lost { reason: "the lane is closed".into() }),
         };
         if let Err(error) = sender.send.write_all(&gathered.buffer).await {
-            return match error {
+            return Ended::WriteFailed(match error {
                 quinn::WriteError::ConnectionLost(error) => lost(&error),
                 other => DownReason::Lost { reason: other.to_string() },
-            };
+            });
         }
         peer.stats.sent(gathered.messages, gathered.batches, gathered.buffer.len() as u64);
     }
@@ -55,13 +64,19 @@ struct Sender {
 }
 
 impl Sender {
-    async fn finish(mut self) -> DownReason {
-        if self.send.finish().is_ok() {
-            self.finished = true;
-            // Unacknowledged after this time, it is as good as lost.
-            let _ = timeout(FINISH_TIMEOUT, self.send.stopped()).await;
+    /// Waits for the acknowledgement for as long as the driver lets it.
+    async fn finish(mut self) -> Ended {
+        let failed = |reason: String| Ended::WriteFailed(DownReason::Lost { reason });
+        if let Err(error) = self.send.finish() {
+            return failed(error.to_string());
         }
-        DownReason::ShutDown
+        self.finished = true;
+        match self.send.stopped().await {
+            Ok(None) => Ended::Written,
+            Ok(Some(_)) => failed("the peer stopped reading".into()),
+            Err(StoppedError::ConnectionLost(error)) => Ended::WriteFailed(lost(&error)),
+            Err(error) => failed(error.to_string()),
+        }
     }
 }
 
@@ -74,7 +89,7 @@ impl Drop for Sender {
 }
 
 /// Reads batches and delivers them until the lane ends.
-pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Registry>, lane: u64) -> DownReason {
+pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Registry>, lane: u64) -> Ended {
     let mut buffer = AlignedVec::<ALIGNMENT>::new();
     buffer.resize(IDLE_BUFFER_BYTES, 0);
     let mut filled = 0;
@@ -86,19 +101,19 @@ pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Re
         }
         match recv.read(&mut buffer[filled..]).await {
             Ok(Some(bytes)) => filled += bytes,
-            Ok(None) if filled == 0 => return DownReason::ClosedByPeer { reason: "end".into() },
+            Ok(None) if filled == 0 => return Ended::ReadToEnd,
             Ok(None) => {
                 let error = FrameError::Shape("the lane ended within a batch");
-                return DownReason::Protocol { reason: error.to_string() };
+                return Ended::ReadFailed(DownReason::Protocol { reason: error.to_string() });
             }
-            Err(ReadError::ConnectionLost(error)) => return lost(&error),
-            Err(error) => return DownReason::Lost { reason: error.to_string() },
+            Err(ReadError::ConnectionLost(error)) => return Ended::ReadFailed(lost(&error)),
+            Err(error) => return Ended::ReadFailed(DownReason::Lost { reason: error.to_string() }),
         }
         // A stream that always has more would keep all others off this thread.
         tokio::task::consume_budget().await;
         let consumed = match delivery.deliver(&buffer[..filled]) {
             Ok(consumed) => consumed,
-            Err(error) => return DownReason::Protocol { reason: error.to_string() },
+            Err(error) => return Ended::ReadFailed(DownReason::Protocol { reason: error.to_string() }),
         };
         // A batch is a multiple of 16 bytes long, so that what follows stays aligned.
         buffer.copy_within(consumed..filled, 0);
