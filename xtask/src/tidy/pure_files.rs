@@ -7,10 +7,12 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
         &[
             "message.rs",
             "connection.rs",
+            "closing.rs",
             "calls.rs",
             "batcher.rs",
             "hello.rs",
             "frame.rs",
+            "compression.rs",
             "stats.rs",
             "config.rs",
             "error.rs",
