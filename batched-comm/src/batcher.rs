@@ -5,7 +5,8 @@
 
 use rkyv::util::AlignedVec;
 
-use crate::config::Batching;
+use crate::compression::Unpacker;
+use crate::config::{Batching, Compression};
 use crate::error::EncodeError;
 use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Head, Kind};
 
@@ -32,6 +33,8 @@ pub(crate) struct Gathered {
     pub(crate) buffer: AlignedVec,
     pub(crate) messages: u64,
     pub(crate) batches: u64,
+    /// What was set when they were taken; they are not compressed yet.
+    pub(crate) compression: Compression,
 }
 
 /// What a push did.
@@ -120,7 +123,7 @@ impl Batcher {
         let next = Batcher { buffer: spare.buffer, ..Batcher::default() };
         let mut full = std::mem::replace(self, next);
         full.buffer.resize(full.complete_bytes, 0);
-        Gathered { buffer: full.buffer, messages: full.messages, batches: full.batches }
+        Gathered { buffer: full.buffer, messages: full.messages, batches: full.batches, compression: Compression::None }
     }
 }
 
@@ -129,9 +132,11 @@ impl Gathered {
     pub(crate) fn calls(&self) -> Vec<u64> {
         let mut calls = Vec::new();
         let mut rest = &self.buffer[..];
-        // The batches are our own and well-formed; whatever is not ends the walk.
+        // The batches are our own and well-formed, and not compressed yet; whatever is not ends the walk.
+        let mut unpacker = Unpacker::default();
         while let Ok(Some(batch)) = frame::next_batch(rest) {
-            let heads = batch.frames().filter_map(Result::ok).map(|frame| frame.head);
+            let frames = batch.frames(&mut unpacker).into_iter().flatten();
+            let heads = frames.filter_map(Result::ok).map(|frame| frame.head);
             calls.extend(heads.filter(|head| head.kind == Kind::Call).map(|head| head.call));
             rest = &rest[batch.total_bytes..];
         }
@@ -161,7 +166,9 @@ mod tests {
         let mut sizes = Vec::new();
         let mut rest = &gathered.buffer[..];
         while let Some(batch) = frame::next_batch(rest).unwrap() {
-            assert_eq!(batch.frames().map(Result::unwrap).count(), batch.messages as usize);
+            let mut unpacker = Unpacker::default();
+            let frames = batch.frames(&mut unpacker).unwrap();
+            assert_eq!(frames.map(Result::unwrap).count(), batch.messages as usize);
             sizes.push(batch.messages);
             rest = &rest[batch.total_bytes..];
         }

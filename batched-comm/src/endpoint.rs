@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::bulk::{BulkListener, BulkSender};
 use crate::chance::Chance;
+use crate::compression::Compressions;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{BindError, BulkError, ConnectError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
@@ -126,7 +127,8 @@ impl Endpoint {
         let quic = quic.map_err(failed)?;
         let local_address = quic.local_addr().map_err(failed)?;
         let instance = config.instance().unwrap_or_else(|| chance.number());
-        let own = Introduction { name: identity.name().clone(), cluster: None, instance };
+        let own =
+            Introduction { name: identity.name().clone(), cluster: None, instance, compressions: Compressions::OWN };
         let linker = Linker::new(quic, socket, client, own, config.hello_timeout());
         let name = identity.name().clone();
         let shared = Arc::new(Shared::new(name, local_address, linker, config, handle, chance));

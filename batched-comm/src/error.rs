@@ -257,7 +257,7 @@ pub enum FrameError {
         known: u8,
     },
     /// A compression that is not known.
-    #[error("compression {given} is not known, 0 (none) is")]
+    #[error("compression {given} is not known here")]
     Compression {
         /// What stands there.
         given: u8,
@@ -272,6 +272,9 @@ pub enum FrameError {
         /// The limit.
         max: u64,
     },
+    /// A compressed batch that is not what it says.
+    #[error("a compressed batch cannot be unpacked: {0}")]
+    Compressed(&'static str),
     /// The lengths in a batch do not add up.
     #[error("the frames of a batch do not fill it: {0}")]
     Shape(&'static str),

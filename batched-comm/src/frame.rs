@@ -7,11 +7,19 @@
 //!          mailbox, zeros to 16, body, zeros to 16
 //! ```
 //!
+//! Compression is 0 (none), 1 (LZ4) or 2 (zstd), see [`compression`](crate::compression). `messages` frames
+//! have `raw_bytes` bytes. Without compression they follow the header, and `wire_bytes` is the same number.
+//! With it, `wire_bytes` bytes follow, fewer than `raw_bytes`, and zeros to 16: they unpack to `raw_bytes`
+//! bytes of frames, to the byte.
+//!
 //! All numbers are little-endian. Every batch, frame and body begins at a multiple of 16 bytes, counted
 //! from the first batch: whoever receives into a buffer that is aligned so reads archived messages in
 //! place. A mailbox's name of up to 8 bytes fits into the padding of the header.
 
-use crate::config::{MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
+use rkyv::util::AlignedVec;
+
+use crate::compression::{self, Packer, Unpacker};
+use crate::config::{Compression, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
 use crate::error::FrameError;
 use crate::name::{ClusterId, MAX_MAILBOX_NAME_BYTES};
 
@@ -38,7 +46,6 @@ pub(crate) const MAX_JOINED_NAMES_BYTES: usize = 255;
 
 const MAGIC: u16 = 0xba7c;
 const VERSION: u8 = 1;
-const COMPRESSION_NONE: u8 = 0;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +134,11 @@ pub(crate) struct Frame<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Batch<'a> {
     pub messages: u32,
-    pub frames: &'a [u8],
+    pub compression: Compression,
+    /// What follows the header, without zeros at its end.
+    pub payload: &'a [u8],
+    /// The bytes of the frames.
+    pub raw_bytes: usize,
     /// The bytes of the batch with its header: the next one begins there.
     pub total_bytes: usize,
 }
@@ -137,11 +148,27 @@ pub(crate) fn batch_header(messages: u32, frames_bytes: u32) -> [u8; BATCH_HEADE
     let mut header = [0; BATCH_HEADER_BYTES];
     header[0..2].copy_from_slice(&MAGIC.to_le_bytes());
     header[2] = VERSION;
-    header[3] = COMPRESSION_NONE;
+    header[3] = compression_number(Compression::None);
     header[4..8].copy_from_slice(&messages.to_le_bytes());
     header[8..12].copy_from_slice(&frames_bytes.to_le_bytes());
     header[12..16].copy_from_slice(&frames_bytes.to_le_bytes());
     header
+}
+
+/// The header of a compressed batch: `wire_bytes` unpack to `raw_bytes`.
+fn packed_header(messages: u32, compression: Compression, wire_bytes: u32, raw_bytes: u32) -> [u8; BATCH_HEADER_BYTES] {
+    let mut header = batch_header(messages, raw_bytes);
+    header[3] = compression_number(compression);
+    header[8..12].copy_from_slice(&wire_bytes.to_le_bytes());
+    header
+}
+
+fn compression_number(compression: Compression) -> u8 {
+    match compression {
+        Compression::None => 0,
+        Compression::Lz4 => 1,
+        Compression::Zstd => 2,
+    }
 }
 
 /// The header of a frame, whose body has `body_bytes` bytes.
@@ -171,9 +198,12 @@ pub(crate) fn next_batch(bytes: &[u8]) -> Result<Option<Batch<'_>>, FrameError> 
     if header[2] != VERSION {
         return Err(FrameError::Version { given: header[2], known: VERSION });
     }
-    if header[3] != COMPRESSION_NONE {
-        return Err(FrameError::Compression { given: header[3] });
-    }
+    let compression = match header[3] {
+        0 => Compression::None,
+        1 => Compression::Lz4,
+        2 if cfg!(feature = "zstd") => Compression::Zstd,
+        given => return Err(FrameError::Compression { given }),
+    };
     let messages = number_u32(header, 4);
     let wire_bytes = number_u32(header, 8) as usize;
     let raw_bytes = number_u32(header, 12) as usize;
@@ -183,21 +213,59 @@ pub(crate) fn next_batch(bytes: &[u8]) -> Result<Option<Batch<'_>>, FrameError> 
             return Err(FrameError::Length { what: "a batch", given: given as u64, max });
         }
     }
-    if wire_bytes != raw_bytes {
-        return Err(FrameError::Shape("two sizes without compression"));
+    match compression {
+        Compression::None if wire_bytes != raw_bytes => {
+            return Err(FrameError::Shape("two sizes without compression"));
+        }
+        Compression::Lz4 | Compression::Zstd if wire_bytes >= raw_bytes => {
+            return Err(FrameError::Compressed("it is no shorter"));
+        }
+        _ => {}
     }
-    if !wire_bytes.is_multiple_of(ALIGNMENT) {
+    if !raw_bytes.is_multiple_of(ALIGNMENT) {
         return Err(FrameError::Shape("the size is no multiple of 16"));
     }
-    let total_bytes = BATCH_HEADER_BYTES + wire_bytes;
-    let frames = bytes.get(BATCH_HEADER_BYTES..total_bytes);
-    Ok(frames.map(|frames| Batch { messages, frames, total_bytes }))
+    // What is shorter than a multiple of 16 fills up to no more than that.
+    let total_bytes = BATCH_HEADER_BYTES + wire_bytes.next_multiple_of(ALIGNMENT);
+    let Some(following) = bytes.get(BATCH_HEADER_BYTES..total_bytes) else { return Ok(None) };
+    let payload = &following[..wire_bytes];
+    Ok(Some(Batch { messages, compression, payload, raw_bytes, total_bytes }))
 }
 
 impl<'a> Batch<'a> {
-    /// The frames in order. After an error there are no more.
-    pub(crate) fn frames(&self) -> Frames<'a> {
-        Frames { rest: self.frames, left: self.messages }
+    /// The frames in order; compressed ones lie in the buffer of `unpacker`. After an error there are no more.
+    pub(crate) fn frames<'b>(&self, unpacker: &'b mut Unpacker) -> Result<Frames<'b>, FrameError>
+    where
+        'a: 'b,
+    {
+        let frames = match self.compression {
+            Compression::None => self.payload,
+            Compression::Lz4 | Compression::Zstd => unpacker.unpack(self.compression, self.payload, self.raw_bytes)?,
+        };
+        Ok(Frames { rest: frames, left: self.messages })
+    }
+
+    /// Appends this batch, which is not compressed, to `out`: compressed if that pays, else as it is.
+    pub(crate) fn pack(&self, compression: Compression, packer: &mut Packer, out: &mut AlignedVec) {
+        let start = out.len();
+        out.extend_from_slice(&[0; BATCH_HEADER_BYTES]);
+        // All sizes are below 10 MiB.
+        let raw_bytes = self.raw_bytes as u32;
+        let wire_bytes = packer.pack(compression, self.payload, out);
+        let paying = wire_bytes.filter(|bytes| compression::pays(self.raw_bytes, bytes.next_multiple_of(ALIGNMENT)));
+        let header = match paying {
+            Some(wire_bytes) => {
+                let padding = wire_bytes.next_multiple_of(ALIGNMENT);
+                out.resize(start + BATCH_HEADER_BYTES + padding, 0);
+                packed_header(self.messages, compression, wire_bytes as u32, raw_bytes)
+            }
+            None => {
+                out.resize(start + BATCH_HEADER_BYTES, 0);
+                out.extend_from_slice(self.payload);
+                batch_header(self.messages, raw_bytes)
+            }
+        };
+        out[start..start + BATCH_HEADER_BYTES].copy_from_slice(&header);
     }
 }
 
@@ -362,7 +430,8 @@ mod tests {
         }
         let read = next_batch(&bytes).unwrap().unwrap();
         assert_eq!(read.total_bytes, bytes.len());
-        let read: Vec<_> = read.frames().collect::<Result<_, _>>().unwrap();
+        let mut unpacker = Unpacker::default();
+        let read: Vec<_> = read.frames(&mut unpacker).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(read.iter().map(|f| f.head).collect::<Vec<_>>(), heads);
         assert!(read.iter().all(|f| f.body == b"0123456789abcdefg"));
     }
@@ -370,10 +439,12 @@ mod tests {
     #[test]
     fn garbage_is_an_error_that_says_what_is_wrong() {
         let good = batch(&[frame(&CALL, b"hello")]);
-        let rows: [(usize, u8, &str); 11] = [
+        let rows: [(usize, u8, &str); 13] = [
             (0, 0xff, "a batch begins with 0xbaff instead of 0xba7c"),
             (2, 9, "batch version 9 is not known, 1 is"),
-            (3, 1, "compression 1 is not known, 0 (none) is"),
+            (3, 1, "a compressed batch cannot be unpacked: it is no shorter"),
+            (3, 3, "compression 3 is not known here"),
+            (12, 0x51, "the frames of a batch do not fill it: two sizes without compression"),
             (11, 0xff, "a batch of 4278190128 bytes: at most 9437488 are allowed"),
             (8, 0x40, "the frames of a batch do not fill it: two sizes without compression"),
             (4, 0, "the frames of a batch do not fill it: bytes after the last frame"),
@@ -388,7 +459,10 @@ mod tests {
             bytes[offset] = value;
             let error = match next_batch(&bytes) {
                 Err(error) => error,
-                Ok(batch) => batch.unwrap().frames().find_map(Result::err).unwrap(),
+                Ok(batch) => {
+                    let mut unpacker = Unpacker::default();
+                    batch.unwrap().frames(&mut unpacker).unwrap().find_map(Result::err).unwrap()
+                }
             };
             assert_eq!(error.to_string(), expected, "byte {offset} = {value}");
         }
@@ -402,7 +476,9 @@ mod tests {
                 let mut bytes = good.clone();
                 bytes[offset] = value;
                 if let Ok(Some(batch)) = next_batch(&bytes) {
-                    assert!(batch.frames().count() <= batch.messages as usize + 1);
+                    let mut unpacker = Unpacker::default();
+                    let count = batch.frames(&mut unpacker).map(Iterator::count);
+                    assert!(count.is_ok_and(|count| count <= batch.messages as usize + 1));
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! unit tests with their seeds. No part of the crate as it is used.
 
 use crate::batcher::{Batcher, Gathered};
+use crate::compression::{Compressions, Unpacker};
 use crate::config::{Batching, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
 use crate::error::Refusal;
 use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Frame, MAX_BATCH_FRAMES_BYTES};
@@ -15,7 +16,7 @@ use crate::name::ClusterId;
 /// whatever was read can be written and read again.
 pub fn frame_decoder(bytes: &[u8]) {
     let mut rest = bytes;
-    let mut frames = Vec::new();
+    let mut unpacker = Unpacker::default();
     let complete = loop {
         same_verdict_on_parts(rest);
         match frame::next_batch(rest) {
@@ -23,12 +24,17 @@ pub fn frame_decoder(bytes: &[u8]) {
                 assert!(batch.total_bytes.is_multiple_of(ALIGNMENT), "what follows stays aligned");
                 assert!((BATCH_HEADER_BYTES..=rest.len()).contains(&batch.total_bytes));
                 assert!(batch.total_bytes <= BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES);
-                let read: Vec<_> = batch.frames().collect();
-                assert!(read.len() <= batch.total_bytes / ALIGNMENT, "work is bounded by the bytes that came");
+                let Ok(frames) = batch.frames(&mut unpacker) else { break false };
+                let read: Vec<_> = frames.collect();
+                let raw_bytes = BATCH_HEADER_BYTES + batch.raw_bytes;
+                assert!(raw_bytes <= BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES);
+                assert!(read.len() <= raw_bytes / ALIGNMENT, "work is bounded by the bytes of the frames");
                 let ended = read.iter().position(Result::is_err);
                 assert!(ended.is_none_or(|at| at + 1 == read.len()), "nothing comes after an error");
-                frames.extend(read.into_iter().filter_map(Result::ok));
-                if ended.is_some() {
+                let is_whole = ended.is_none();
+                let frames: Vec<_> = read.into_iter().filter_map(Result::ok).collect();
+                frames_hold(&frames);
+                if !is_whole {
                     break false;
                 }
                 rest = &rest[batch.total_bytes..];
@@ -40,7 +46,10 @@ pub fn frame_decoder(bytes: &[u8]) {
     if complete {
         assert!(rest.len() < BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES, "a whole batch is always taken");
     }
-    for frame in &frames {
+}
+
+fn frames_hold(frames: &[Frame<'_>]) {
+    for frame in frames {
         assert!(frame.body.len() <= MAX_MESSAGE_BYTES);
         if frame.head.kind == frame::Kind::Cluster
             && let Ok(cluster) = frame::cluster_in(frame.body)
@@ -48,7 +57,7 @@ pub fn frame_decoder(bytes: &[u8]) {
             assert_eq!(frame::cluster_body(cluster)[..], *frame.body);
         }
     }
-    frames_are_written_as_they_were_read(&frames);
+    frames_are_written_as_they_were_read(frames);
 }
 
 /// With fewer bytes, a batch is not there yet, or it is wrong for the same reason.
@@ -76,19 +85,23 @@ fn frames_are_written_as_they_were_read(frames: &[Frame<'_>]) {
     }
     let written = batcher.take(Gathered::default());
     let mut rest = &written.buffer[..];
-    let mut again = Vec::new();
+    let mut left = frames;
+    let mut unpacker = Unpacker::default();
     while !rest.is_empty() {
         let batch = match frame::next_batch(rest) {
             Ok(Some(batch)) => batch,
             other => panic!("what was written is not read: {other:?}"),
         };
-        again.extend(batch.frames().map(|frame| match frame {
-            Ok(frame) => frame,
+        let again: Result<Vec<_>, _> = match batch.frames(&mut unpacker) {
+            Ok(again) => again.collect(),
             Err(error) => panic!("what was written is not read: {error}"),
-        }));
+        };
+        let (expected, later) = left.split_at(batch.messages as usize);
+        assert_eq!(again.as_deref(), Ok(expected));
+        left = later;
         rest = &rest[batch.total_bytes..];
     }
-    assert_eq!(again, frames);
+    assert!(left.is_empty());
 }
 
 /// Reads a hello and an answer as the two sides of a new connection do.
@@ -108,7 +121,12 @@ pub fn hello(bytes: &[u8]) {
         assert_eq!(hello::decode_hello(&written), Ok((who, purpose)));
     }
     let Ok(name) = "own".parse() else { return };
-    let own = Introduction { name, cluster: Some(ClusterId { id: 1, generation: 2 }), instance: 3 };
+    let own = Introduction {
+        name,
+        cluster: Some(ClusterId { id: 1, generation: 2 }),
+        instance: 3,
+        compressions: Compressions::default(),
+    };
     for own in [Introduction { cluster: None, ..own.clone() }, own] {
         let Ok((who, answer)) = hello::decode_answer(bytes, &own) else { continue };
         let written = hello::encode_answer(&who, answer.as_ref().map(|()| ()));
@@ -160,7 +178,12 @@ mod tests {
     /// What both sides of a lane say, one file each: the fuzzers begin with these.
     fn seeds() -> BTreeMap<PathBuf, Vec<u8>> {
         let cluster = ClusterId { id: 5, generation: 1 };
-        let who = |cluster| Introduction { name: "n1".parse().unwrap(), cluster, instance: 9 };
+        let who = |cluster| Introduction {
+            name: "n1".parse().unwrap(),
+            cluster,
+            instance: 9,
+            compressions: Compressions::default(),
+        };
         let one = Batching::default().with_max_batch_messages(1).unwrap();
         let all: [(Head<'_>, &[u8]); 5] = [
             (CALL, b"ask"),

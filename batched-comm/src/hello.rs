@@ -9,9 +9,13 @@
 //! In a hello, the code says what the connection is for; in an answer, it is zero or the number of a
 //! [`Refusal`], which the text explains. The first eight bytes are the same in all versions, so that a
 //! node can tell another version what it is, and be told.
+//!
+//! Flags: 1, the cluster is one; 2 and 4, batches compressed with LZ4 and with zstd are understood. A batch
+//! is compressed only for whoever has said so.
 
 use thiserror::Error;
 
+use crate::compression::Compressions;
 use crate::error::Refusal;
 use crate::name::{ClusterId, NodeName};
 
@@ -28,7 +32,10 @@ const FIXED_BYTES: usize = 48;
 const MAX_TEXT_BYTES: usize = 512;
 const HELLO_MAGIC: [u8; 4] = *b"BChi";
 const ANSWER_MAGIC: [u8; 4] = *b"BCre";
+// The flags. Whoever reads ignores those that it does not know.
 const HAS_CLUSTER: u8 = 1;
+const UNPACKS_LZ4: u8 = 2;
+const UNPACKS_ZSTD: u8 = 4;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +55,8 @@ pub(crate) struct Introduction {
     pub name: NodeName,
     pub cluster: Option<ClusterId>,
     pub instance: u64,
+    /// What batches may be compressed with that are sent there.
+    pub compressions: Compressions,
 }
 
 /// Bytes that are no hello, or not of this version.
@@ -141,7 +150,12 @@ fn encode(magic: [u8; 4], code: u8, own: &Introduction, text: &str) -> Vec<u8> {
     // At most 48 + 128 + 512, rounded up.
     out.extend_from_slice(&(bytes as u16).to_le_bytes());
     out.push(code);
-    out.push(if own.cluster.is_some() { HAS_CLUSTER } else { 0 });
+    let flags = [
+        (own.cluster.is_some(), HAS_CLUSTER),
+        (own.compressions.lz4, UNPACKS_LZ4),
+        (own.compressions.zstd, UNPACKS_ZSTD),
+    ];
+    out.push(flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum());
     out.extend_from_slice(&(name.len() as u16).to_le_bytes());
     out.extend_from_slice(&(text.len() as u16).to_le_bytes());
     out.extend_from_slice(&[0; 2]);
@@ -181,8 +195,10 @@ fn decode(magic: [u8; 4], bytes: &[u8]) -> Result<(u8, Introduction, String), He
         u64::from_le_bytes(number)
     };
     let cluster = ClusterId { id: u128::from_le_bytes(id), generation: number(32) };
-    let cluster = (fixed[9] & HAS_CLUSTER != 0).then_some(cluster);
-    Ok((fixed[8], Introduction { name, cluster, instance: number(40) }, text.to_owned()))
+    let has = |flag: u8| fixed[9] & flag != 0;
+    let cluster = has(HAS_CLUSTER).then_some(cluster);
+    let compressions = Compressions { lz4: has(UNPACKS_LZ4), zstd: has(UNPACKS_ZSTD) };
+    Ok((fixed[8], Introduction { name, cluster, instance: number(40), compressions }, text.to_owned()))
 }
 
 #[cfg(test)]
@@ -191,7 +207,31 @@ mod tests {
 
     fn own(cluster: Option<u128>) -> Introduction {
         let cluster = cluster.map(|id| ClusterId { id, generation: 3 });
-        Introduction { name: "n1".parse().unwrap(), cluster, instance: 0x1122 }
+        Introduction { name: "n1".parse().unwrap(), cluster, instance: 0x1122, compressions: Compressions::default() }
+    }
+
+    #[test]
+    fn golden_flags() {
+        let mut table = String::new();
+        for (cluster, lz4, zstd) in
+            [(None, false, false), (Some(1), false, false), (None, true, false), (Some(1), true, true)]
+        {
+            let who = Introduction { compressions: Compressions { lz4, zstd }, ..own(cluster) };
+            let mut bytes = encode_hello(&who, Purpose::Lane);
+            table += &format!("{cluster:?} lz4 {lz4} zstd {zstd}: {}\n", bytes[9]);
+            // A flag of a later version says nothing here.
+            bytes[9] |= 0xf8;
+            assert_eq!(decode_hello(&bytes), Ok((who.clone(), Purpose::Lane)));
+            let answer = encode_answer(&who, Ok(()));
+            assert_eq!((answer[9], decode_answer(&answer, &own(None))), (bytes[9] & 7, Ok((who, Ok(())))));
+        }
+        expect_test::expect![[r#"
+            None lz4 false zstd false: 0
+            Some(1) lz4 false zstd false: 1
+            None lz4 true zstd false: 2
+            Some(1) lz4 true zstd true: 7
+        "#]]
+        .assert_eq(&table);
     }
 
     #[test]

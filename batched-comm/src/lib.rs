@@ -43,7 +43,7 @@ pub use mailbox::{Incoming, MAX_MAILBOX_BYTES, MAX_MAILBOX_CAPACITY, Mailbox, Re
 pub use message::{Body, Message, Request, Wire, decode, encode};
 pub use name::{Address, ClusterId, MAX_MAILBOX_NAME_BYTES, MAX_NODE_NAME_BYTES, MailboxName, NameError, NodeName};
 pub use peer::{DownReason, MAX_ADDRESSES, PeerEvent, PeerState, PeerStatus};
-pub use stats::Traffic;
+pub use stats::{PerBatch, Traffic};
 #[cfg(feature = "test-net")]
 pub use test_net::TestNet;
 pub use tls::{Identity, MemoryCa};

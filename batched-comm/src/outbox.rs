@@ -167,7 +167,8 @@ impl State {
         self.queued_refusals = 0;
         let mut wakers = self.answers.call_all();
         wakers.extend(self.messages.call_all());
-        (self.batcher.take(spare), wakers)
+        let compression = self.limits.compression();
+        (Gathered { compression, ..self.batcher.take(spare) }, wakers)
     }
 }
 

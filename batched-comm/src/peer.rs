@@ -7,6 +7,7 @@
 
 mod driver;
 mod lane;
+mod packing;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};

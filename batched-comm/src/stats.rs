@@ -13,10 +13,16 @@ use crate::name::NodeName;
 pub const MESSAGES_SENT: &str = "batched_comm_messages_sent_total";
 /// Metric: batches handed to QUIC.
 pub const BATCHES_SENT: &str = "batched_comm_batches_sent_total";
+/// Metric: bytes of batches before compression, handed to QUIC.
+pub const RAW_BYTES_SENT: &str = "batched_comm_raw_bytes_sent_total";
 /// Metric: bytes of batches handed to QUIC.
 pub const BYTES_SENT: &str = "batched_comm_bytes_sent_total";
 /// Metric: messages received.
 pub const MESSAGES_RECEIVED: &str = "batched_comm_messages_received_total";
+/// Metric: batches received.
+pub const BATCHES_RECEIVED: &str = "batched_comm_batches_received_total";
+/// Metric: bytes of received batches after they were unpacked.
+pub const RAW_BYTES_RECEIVED: &str = "batched_comm_raw_bytes_received_total";
 /// Metric: bytes received.
 pub const BYTES_RECEIVED: &str = "batched_comm_bytes_received_total";
 /// Metric: messages that were dropped: no connection, no mailbox, mailbox full, late reply.
@@ -31,13 +37,17 @@ pub struct Traffic {
     pub messages_sent: u64,
     /// Batches handed to QUIC.
     pub batches_sent: u64,
-    /// Bytes of those batches.
+    /// Bytes of those batches before they were compressed.
+    pub raw_bytes_sent: u64,
+    /// Bytes of those batches as they were sent; QUIC and what lies below add their own.
     pub bytes_sent: u64,
     /// Messages received.
     pub messages_received: u64,
     /// Batches received.
     pub batches_received: u64,
-    /// Bytes received.
+    /// Bytes of those batches after they were unpacked.
+    pub raw_bytes_received: u64,
+    /// Bytes of those batches as they were received.
     pub bytes_received: u64,
     /// Messages dropped here: cast without a connection, no such mailbox, mailbox full, late reply.
     pub messages_dropped: u64,
@@ -51,14 +61,37 @@ impl Traffic {
         Traffic {
             messages_sent: self.messages_sent.saturating_sub(earlier.messages_sent),
             batches_sent: self.batches_sent.saturating_sub(earlier.batches_sent),
+            raw_bytes_sent: self.raw_bytes_sent.saturating_sub(earlier.raw_bytes_sent),
             bytes_sent: self.bytes_sent.saturating_sub(earlier.bytes_sent),
             messages_received: self.messages_received.saturating_sub(earlier.messages_received),
             batches_received: self.batches_received.saturating_sub(earlier.batches_received),
+            raw_bytes_received: self.raw_bytes_received.saturating_sub(earlier.raw_bytes_received),
             bytes_received: self.bytes_received.saturating_sub(earlier.bytes_received),
             messages_dropped: self.messages_dropped.saturating_sub(earlier.messages_dropped),
             connections: self.connections.saturating_sub(earlier.connections),
         }
     }
+
+    /// What a sent batch had on average; `None` when none was sent.
+    pub fn per_batch_sent(&self) -> Option<PerBatch> {
+        let average = |sum: u64| sum as f64 / self.batches_sent as f64;
+        (self.batches_sent > 0).then(|| PerBatch {
+            messages: average(self.messages_sent),
+            raw_bytes: average(self.raw_bytes_sent),
+            bytes: average(self.bytes_sent),
+        })
+    }
+}
+
+/// What one batch had on average over a period.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PerBatch {
+    /// Messages.
+    pub messages: f64,
+    /// Bytes before compression.
+    pub raw_bytes: f64,
+    /// Bytes as they were sent.
+    pub bytes: f64,
 }
 
 /// A number in an atomic and in a metric.
@@ -88,9 +121,11 @@ impl Count {
 pub(crate) struct Stats {
     messages_sent: Count,
     batches_sent: Count,
+    raw_bytes_sent: Count,
     bytes_sent: Count,
     messages_received: Count,
-    batches_received: AtomicU64,
+    batches_received: Count,
+    raw_bytes_received: Count,
     bytes_received: Count,
     messages_dropped: Count,
     connections: AtomicU64,
@@ -103,9 +138,11 @@ impl Stats {
         Stats {
             messages_sent: count(MESSAGES_SENT),
             batches_sent: count(BATCHES_SENT),
+            raw_bytes_sent: count(RAW_BYTES_SENT),
             bytes_sent: count(BYTES_SENT),
             messages_received: count(MESSAGES_RECEIVED),
-            batches_received: AtomicU64::new(0),
+            batches_received: count(BATCHES_RECEIVED),
+            raw_bytes_received: count(RAW_BYTES_RECEIVED),
             bytes_received: count(BYTES_RECEIVED),
             messages_dropped: count(MESSAGES_DROPPED),
             connections: AtomicU64::new(0),
@@ -113,15 +150,18 @@ impl Stats {
         }
     }
 
-    pub(crate) fn sent(&self, messages: u64, batches: u64, bytes: u64) {
+    pub(crate) fn sent(&self, messages: u64, batches: u64, raw_bytes: u64, bytes: u64) {
         self.messages_sent.add(messages);
         self.batches_sent.add(batches);
+        self.raw_bytes_sent.add(raw_bytes);
         self.bytes_sent.add(bytes);
     }
 
-    pub(crate) fn received(&self, messages: u64, bytes: u64) {
+    /// One batch.
+    pub(crate) fn received(&self, messages: u64, raw_bytes: u64, bytes: u64) {
         self.messages_received.add(messages);
-        self.batches_received.fetch_add(1, Relaxed);
+        self.batches_received.add(1);
+        self.raw_bytes_received.add(raw_bytes);
         self.bytes_received.add(bytes);
     }
 
@@ -139,9 +179,11 @@ impl Stats {
         Traffic {
             messages_sent: self.messages_sent.get(),
             batches_sent: self.batches_sent.get(),
+            raw_bytes_sent: self.raw_bytes_sent.get(),
             bytes_sent: self.bytes_sent.get(),
             messages_received: self.messages_received.get(),
-            batches_received: self.batches_received.load(Relaxed),
+            batches_received: self.batches_received.get(),
+            raw_bytes_received: self.raw_bytes_received.get(),
             bytes_received: self.bytes_received.get(),
             messages_dropped: self.messages_dropped.get(),
             connections: self.connections.load(Relaxed),
@@ -156,13 +198,28 @@ mod tests {
     #[test]
     fn a_period_is_the_difference_of_two_moments() {
         let stats = Stats::new(&"n2".parse().unwrap());
-        stats.sent(10, 2, 900);
+        stats.sent(10, 2, 900, 900);
+        stats.received(1, 100, 50);
         let before = stats.traffic();
         assert_eq!(stats.traffic().since(&before), Traffic::default());
-        stats.sent(5, 1, 400);
+        assert_eq!(stats.traffic().since(&before).per_batch_sent(), None, "empty when idle");
+        stats.sent(5, 2, 800, 400);
+        stats.received(2, 200, 60);
         stats.dropped(1);
         let period = stats.traffic().since(&before);
-        assert_eq!((period.messages_sent, period.batches_sent, period.bytes_sent), (5, 1, 400));
-        assert_eq!(period.messages_dropped, 1);
+        let expected = Traffic {
+            messages_sent: 5,
+            batches_sent: 2,
+            raw_bytes_sent: 800,
+            bytes_sent: 400,
+            messages_received: 2,
+            batches_received: 1,
+            raw_bytes_received: 200,
+            bytes_received: 60,
+            messages_dropped: 1,
+            connections: 0,
+        };
+        assert_eq!(period, expected);
+        assert_eq!(period.per_batch_sent(), Some(PerBatch { messages: 2.5, raw_bytes: 400.0, bytes: 200.0 }));
     }
 }

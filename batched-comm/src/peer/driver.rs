@@ -250,7 +250,7 @@ impl Driver {
         self.peer.lane_state.send_replace(LaneState::Up);
         self.publish(PeerEvent::Up { peer: self.peer.name.clone(), instance });
         let mut tasks = JoinSet::new();
-        tasks.spawn(lane::write(send, self.peer.clone(), self.lanes));
+        tasks.spawn(lane::write(send, self.peer.clone(), self.lanes, introduction.compressions));
         let registry = self.parts.registry.clone();
         tasks.spawn(lane::read(recv, self.peer.clone(), registry, self.lanes));
         let mut end = self.watch(&connection, told, &mut tasks).await;

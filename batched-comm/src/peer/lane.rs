@@ -8,11 +8,14 @@ use std::sync::Arc;
 use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt};
 use rkyv::util::AlignedVec;
 
+use super::packing::Packing;
 use super::{DownReason, Peer};
 use crate::batcher::Gathered;
 use crate::calls::Delivered;
+use crate::compression::{Compressions, Unpacker};
+use crate::config::Compression;
 use crate::error::FrameError;
-use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Batch, Frame, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
+use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Frame, Frames, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
 use crate::link::describe;
 use crate::mailbox::{Answer, Incoming, Mailboxes, Registry, ReplyHandle};
 use crate::message::Body;
@@ -24,6 +27,9 @@ const IDLE_BUFFER_BYTES: usize = 64 * 1024;
 const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// It never grows beyond one batch.
 const MAX_BUFFER_BYTES: usize = (BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES).next_multiple_of(ALIGNMENT);
+/// Others have a turn after as many bytes were unpacked: a few bytes can stand for very many.
+const TURN_BYTES: usize = 1024 * 1024;
+
 /// How a task of a lane ended.
 pub(super) enum Ended {
     /// All there was is written and acknowledged.
@@ -36,23 +42,33 @@ pub(super) enum Ended {
     ReadFailed(DownReason),
 }
 
-/// Writes what is in the outbox until the lane ends.
-pub(super) async fn write(send: SendStream, peer: Arc<Peer>, lane: u64) -> Ended {
+/// Writes what is in the outbox until the lane ends; compressed, if that is set and among `understood`.
+pub(super) async fn write(send: SendStream, peer: Arc<Peer>, lane: u64, understood: Compressions) -> Ended {
     let mut sender = Sender { send, finished: false };
     let mut gathered = Gathered::default();
+    let mut packing = None;
     loop {
         gathered = match peer.outbox.next(lane, gathered).await {
             Next::Batches(gathered) => gathered,
             Next::End => return sender.finish().await,
             Next::Gone => return Ended::WriteFailed(DownReason::Lost { reason: "the lane is closed".into() }),
         };
-        if let Err(error) = sender.send.write_all(&gathered.buffer).await {
-            return Ended::WriteFailed(match error {
-                quinn::WriteError::ConnectionLost(error) => lost(&error),
-                other => DownReason::Lost { reason: other.to_string() },
-            });
+        let raw_bytes = gathered.buffer.len();
+        let written = match understood.usable(gathered.compression) {
+            Compression::None => {
+                packing = None;
+                sender.send.write_all(&gathered.buffer).await.map(|()| raw_bytes)
+            }
+            compression => {
+                let packing = packing.get_or_insert_with(Packing::default);
+                packing.write(&mut sender.send, compression, &gathered.buffer).await
+            }
+        };
+        match written {
+            Ok(bytes) => peer.stats.sent(gathered.messages, gathered.batches, raw_bytes as u64, bytes as u64),
+            Err(quinn::WriteError::ConnectionLost(error)) => return Ended::WriteFailed(lost(&error)),
+            Err(other) => return Ended::WriteFailed(DownReason::Lost { reason: other.to_string() }),
         }
-        peer.stats.sent(gathered.messages, gathered.batches, gathered.buffer.len() as u64);
     }
 }
 
@@ -94,6 +110,7 @@ pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Re
     buffer.resize(IDLE_BUFFER_BYTES, 0);
     let mut filled = 0;
     let mut delivery = Delivery { peer, registry, lane, answers: Vec::new() };
+    let mut unpacker = Unpacker::default();
     loop {
         if filled == buffer.len() {
             let bytes = (buffer.len() * 2).min(MAX_BUFFER_BYTES);
@@ -111,10 +128,20 @@ pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Re
         }
         // A stream that always has more would keep all others off this thread.
         tokio::task::consume_budget().await;
-        let consumed = match delivery.deliver(&buffer[..filled]) {
-            Ok(consumed) => consumed,
-            Err(error) => return Ended::ReadFailed(DownReason::Protocol { reason: error.to_string() }),
-        };
+        let mut consumed = 0;
+        loop {
+            match delivery.deliver(&buffer[consumed..filled], &mut unpacker) {
+                Ok(progress) => {
+                    consumed += progress.bytes;
+                    if !progress.interrupted {
+                        break;
+                    }
+                }
+                Err(error) => return Ended::ReadFailed(DownReason::Protocol { reason: error.to_string() }),
+            }
+            tokio::task::yield_now().await;
+        }
+        unpacker.rest();
         // A batch is a multiple of 16 bytes long, so that what follows stays aligned.
         buffer.copy_within(consumed..filled, 0);
         filled -= consumed;
@@ -145,24 +172,40 @@ struct Delivery {
     answers: Vec<(u64, Answer)>,
 }
 
+/// How far a delivery came.
+struct Progress {
+    /// Of the bytes that were given.
+    bytes: usize,
+    /// To let others have a turn: there may be more.
+    interrupted: bool,
+}
+
 impl Delivery {
-    /// Delivers the complete batches in `bytes`; answers how many bytes they were.
-    fn deliver(&mut self, bytes: &[u8]) -> Result<usize, FrameError> {
+    /// Delivers the complete batches in `bytes`.
+    fn deliver(&mut self, bytes: &[u8], unpacker: &mut Unpacker) -> Result<Progress, FrameError> {
         let mut consumed = 0;
+        let mut unpacked_bytes = 0;
         while let Some(batch) = frame::next_batch(&bytes[consumed..])? {
-            let delivered = self.deliver_batch(&batch);
+            let delivered = self.deliver_batch(batch.frames(unpacker)?);
             self.answer_calls();
             delivered?;
-            self.peer.stats.received(u64::from(batch.messages), batch.total_bytes as u64);
+            let raw_bytes = BATCH_HEADER_BYTES + batch.raw_bytes;
+            self.peer.stats.received(u64::from(batch.messages), raw_bytes as u64, batch.total_bytes as u64);
             consumed += batch.total_bytes;
+            if batch.compression != Compression::None {
+                unpacked_bytes += batch.raw_bytes;
+                if unpacked_bytes >= TURN_BYTES {
+                    return Ok(Progress { bytes: consumed, interrupted: true });
+                }
+            }
         }
-        Ok(consumed)
+        Ok(Progress { bytes: consumed, interrupted: false })
     }
 
-    fn deliver_batch(&mut self, batch: &Batch<'_>) -> Result<(), FrameError> {
+    fn deliver_batch(&mut self, frames: Frames<'_>) -> Result<(), FrameError> {
         let mailboxes = self.registry.mailboxes();
         let mut dropped = 0;
-        for frame in batch.frames() {
+        for frame in frames {
             let frame = frame?;
             let head = frame.head;
             match head.kind {
