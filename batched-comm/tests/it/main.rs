@@ -1,4 +1,4 @@
-//! What endpoints do to each other, over real sockets on loopback.
+//! What endpoints do to each other, over real sockets on loopback and in a simulated network.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
@@ -6,7 +6,9 @@ mod support;
 
 mod bulk;
 mod lifecycle;
+mod liveness;
 mod messages;
+mod order;
 mod refusals;
 mod rotation;
 mod sending;
