@@ -161,3 +161,151 @@ impl Unpacker {
         self.buffer.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(feature = "zstd")]
+    const ALL: [Compression; 2] = [Compression::Lz4, Compression::Zstd];
+    #[cfg(not(feature = "zstd"))]
+    const ALL: [Compression; 1] = [Compression::Lz4];
+
+    fn text(bytes: usize) -> Vec<u8> {
+        "the same words again and again, ".bytes().cycle().take(bytes).collect()
+    }
+
+    /// Bytes that nothing makes fewer.
+    fn noise(bytes: usize) -> Vec<u8> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        std::iter::repeat_with(next).take(bytes).collect()
+    }
+
+    fn packed(compression: Compression, raw: &[u8]) -> Vec<u8> {
+        let mut out = AlignedVec::new();
+        let bytes = Packer::default().pack(compression, raw, &mut out).unwrap();
+        assert_eq!(out.len(), bytes);
+        out.to_vec()
+    }
+
+    #[test]
+    fn what_is_packed_is_unpacked_with_the_same_tables_and_buffers() {
+        let half = [noise(5000), vec![0; 5000]].concat();
+        let raws = [text(MIN_RAW_BYTES), vec![0; 3_000_000], half, text(70_000), text(1000)];
+        for compression in ALL {
+            let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
+            for raw in &raws {
+                let mut out = AlignedVec::new();
+                out.extend_from_slice(b"before");
+                let bytes = packer.pack(compression, raw, &mut out).unwrap();
+                assert!(bytes < raw.len() && out.starts_with(b"before"), "{compression:?}: {bytes}");
+                assert!(unpacker.unpack(compression, &out[6..], raw.len()).unwrap() == &raw[..]);
+            }
+            unpacker.rest();
+            assert_eq!(unpacker.buffer_bytes(), 0, "a large buffer is given back");
+        }
+    }
+
+    #[test]
+    fn what_would_not_be_shorter_is_left() {
+        for compression in ALL {
+            for raw in [noise(10_000), text(MIN_RAW_BYTES - 1), Vec::new()] {
+                let mut out = AlignedVec::new();
+                out.extend_from_slice(b"before");
+                assert_eq!(Packer::default().pack(compression, &raw, &mut out), None);
+                assert_eq!(&out[..], b"before");
+            }
+        }
+        let mut out = AlignedVec::new();
+        assert_eq!(Packer::default().pack(Compression::None, &text(1000), &mut out), None);
+    }
+
+    #[test]
+    fn a_tenth_is_the_least_that_pays() {
+        let rows = [
+            (100, 90, true),
+            (100, 91, false),
+            (1000, 900, true),
+            (1000, 901, false),
+            (96, 80, true),
+            (112, 112, false),
+            (0, 0, true),
+            (8_000_000, 7_200_000, true),
+        ];
+        for (raw_bytes, wire_bytes, expected) in rows {
+            assert_eq!(pays(raw_bytes, wire_bytes), expected, "{raw_bytes} to {wire_bytes}");
+        }
+    }
+
+    #[test]
+    fn a_bomb_takes_no_more_room_than_it_claims() {
+        let real_bytes = 4 * 1024 * 1024;
+        for compression in ALL {
+            let bomb = packed(compression, &vec![0; real_bytes]);
+            for claimed in [16, 128, 64 * 1024, real_bytes - 16] {
+                let mut unpacker = Unpacker::default();
+                let error = unpacker.unpack(compression, &bomb, claimed).unwrap_err();
+                assert_eq!(error, FrameError::Compressed("it is damaged, or unpacks to more than it claims"));
+                assert!(unpacker.buffer_bytes() <= claimed, "{}", unpacker.buffer_bytes());
+            }
+            let mut unpacker = Unpacker::default();
+            let error = unpacker.unpack(compression, &bomb, real_bytes + 16).unwrap_err();
+            assert!(error.to_string().contains("claims"), "{error}");
+            assert!(unpacker.buffer_bytes() <= real_bytes + 16);
+        }
+        let mut unpacker = Unpacker::default();
+        let error = unpacker.unpack(Compression::Lz4, &[0x1f; 100], 9_000_000).unwrap_err();
+        assert_eq!(error, FrameError::Compressed("it claims more than it can hold"));
+        assert_eq!(unpacker.buffer_bytes(), 0, "nothing was made for it");
+    }
+
+    #[test]
+    fn what_is_cut_or_damaged_is_refused_or_has_the_length_that_was_claimed() {
+        let raw = [text(400), noise(100)].concat();
+        for compression in ALL {
+            let whole = packed(compression, &raw);
+            let mut unpacker = Unpacker::default();
+            for cut in 0..whole.len() {
+                let unpacked = unpacker.unpack(compression, &whole[..cut], raw.len());
+                assert!(unpacked.is_err(), "{compression:?} cut at {cut}");
+            }
+            for at in 0..whole.len() {
+                for flip in [1, 0x10, 0x80, 0xff] {
+                    let mut damaged = whole.clone();
+                    damaged[at] ^= flip;
+                    if let Ok(unpacked) = unpacker.unpack(compression, &damaged, raw.len()) {
+                        assert_eq!(unpacked.len(), raw.len());
+                    }
+                }
+            }
+            for garbage in [noise(100), vec![0; 100], vec![0xff; 100]] {
+                assert!(unpacker.unpack(compression, &garbage, raw.len()).is_err());
+            }
+            assert!(unpacker.unpack(compression, &whole, raw.len()).unwrap() == &raw[..], "it works after all that");
+        }
+        assert!(Unpacker::default().unpack(Compression::None, &raw, raw.len()).is_err());
+    }
+
+    #[test]
+    fn only_what_the_other_side_unpacks_is_used() {
+        let mut table = String::new();
+        for (lz4, zstd) in [(false, false), (true, false), (false, true), (true, true)] {
+            let used = [Compression::None, Compression::Lz4, Compression::Zstd]
+                .map(|wanted| format!("{:?}", Compressions { lz4, zstd }.usable(wanted)));
+            table += &format!("lz4 {lz4}, zstd {zstd}: {}\n", used.join(", "));
+        }
+        expect_test::expect![[r#"
+            lz4 false, zstd false: None, None, None
+            lz4 true, zstd false: None, Lz4, None
+            lz4 false, zstd true: None, None, Zstd
+            lz4 true, zstd true: None, Lz4, Zstd
+        "#]]
+        .assert_eq(&table);
+    }
+}

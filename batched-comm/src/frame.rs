@@ -397,6 +397,85 @@ mod tests {
     }
 
     #[test]
+    fn golden_headers_of_compressed_batches() {
+        let headers = [Compression::Lz4, Compression::Zstd].map(|c| hex(&packed_header(3, c, 0x0121, 0x0203_0400)));
+        expect_test::expect![[r#"
+            7cba0101030000002101000000040302
+            7cba0102030000002101000000040302"#]]
+        .assert_eq(&headers.join("\n"));
+    }
+
+    #[cfg(feature = "zstd")]
+    const COMPRESSIONS: [Compression; 2] = [Compression::Lz4, Compression::Zstd];
+    #[cfg(not(feature = "zstd"))]
+    const COMPRESSIONS: [Compression; 1] = [Compression::Lz4];
+
+    fn pack(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+        let mut out = AlignedVec::new();
+        next_batch(bytes).unwrap().unwrap().pack(compression, &mut Packer::default(), &mut out);
+        out.to_vec()
+    }
+
+    #[test]
+    fn a_compressed_batch_is_shorter_and_has_the_same_frames() {
+        let frames: Vec<_> = (0..50).map(|n| frame(&CALL, &[n; 100])).collect();
+        let bytes = batch(&frames);
+        for compression in COMPRESSIONS {
+            let packed = pack(compression, &bytes);
+            assert!(packed.len() < bytes.len() / 2);
+            assert!(packed.len().is_multiple_of(ALIGNMENT), "what follows stays aligned");
+            for cut in 0..packed.len() {
+                assert_eq!(next_batch(&packed[..cut]).unwrap(), None, "cut at {cut}");
+            }
+            let two = [packed.clone(), bytes.clone()].concat();
+            let first = next_batch(&two).unwrap().unwrap();
+            assert_eq!((first.compression, first.total_bytes), (compression, packed.len()));
+            let mut unpacker = Unpacker::default();
+            let read: Vec<_> = first.frames(&mut unpacker).unwrap().collect::<Result<_, _>>().unwrap();
+            assert!(read.iter().enumerate().all(|(n, frame)| frame.head == CALL && frame.body == [n as u8; 100]));
+            assert_eq!(read.len(), 50);
+            assert!(read.iter().all(|frame| (frame.body.as_ptr() as usize).is_multiple_of(ALIGNMENT)));
+            assert_eq!(next_batch(&two[first.total_bytes..]).unwrap().unwrap().compression, Compression::None);
+        }
+    }
+
+    #[test]
+    fn a_batch_that_would_shrink_by_less_than_a_tenth_goes_as_it_is() {
+        // Every byte is another one than a few before: nothing repeats.
+        let noise = |count: u32| (0..count).flat_map(|n| n.wrapping_mul(0x9e37_79b1).rotate_left(11).to_le_bytes());
+        for compression in COMPRESSIONS {
+            for (zeros, goes_packed) in [(0, false), (600, false), (1800, true)] {
+                let body: Vec<u8> = noise(2500).chain(std::iter::repeat_n(0, zeros)).collect();
+                let bytes = batch(&[frame(&CALL, &body)]);
+                let packed = pack(compression, &bytes);
+                if goes_packed {
+                    assert!(packed.len() * 10 <= bytes.len() * 9 + 10 * ALIGNMENT, "{compression:?} {zeros}");
+                } else {
+                    assert!(packed == bytes, "{compression:?} {zeros}: {} of {}", packed.len(), bytes.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn claims_of_a_compressed_batch_are_compared_with_the_bounds() {
+        let header = |wire_bytes, raw_bytes| packed_header(1, Compression::Lz4, wire_bytes, raw_bytes);
+        let largest = MAX_BATCH_FRAMES_BYTES as u32;
+        let rows = [
+            (header(100, largest + 16), "a batch of 9437504 bytes: at most 9437488 are allowed"),
+            (header(u32::MAX, 1600), "a batch of 4294967295 bytes: at most 9437488 are allowed"),
+            (header(100, u32::MAX), "a batch of 4294967295 bytes: at most 9437488 are allowed"),
+            (header(1600, 1600), "a compressed batch cannot be unpacked: it is no shorter"),
+            (header(0, 0), "a compressed batch cannot be unpacked: it is no shorter"),
+            (header(100, 1601), "the frames of a batch do not fill it: the size is no multiple of 16"),
+        ];
+        for (header, expected) in rows {
+            assert_eq!(next_batch(&header).unwrap_err().to_string(), expected);
+        }
+        assert_eq!(next_batch(&header(100, largest)), Ok(None), "the largest is waited for");
+    }
+
+    #[test]
     fn golden_bytes_of_a_cluster() {
         let cluster = ClusterId { id: 0x0102, generation: 3 };
         let body = cluster_body(cluster);

@@ -154,6 +154,8 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
+    use crate::compression::Packer;
+    use crate::config::Compression;
     use crate::frame::{Head, Kind};
     use crate::hello::Purpose;
 
@@ -194,7 +196,17 @@ mod tests {
         ];
         let mut cut = batches(&all, &Batching::default());
         cut.truncate(40);
+        let packed = |compression| {
+            let bytes = batches(&[(CASTS, &[7; 600])], &Batching::default());
+            let mut out = rkyv::util::AlignedVec::<ALIGNMENT>::new();
+            let batch = frame::next_batch(&bytes).unwrap().unwrap();
+            batch.pack(compression, &mut Packer::default(), &mut out);
+            out.to_vec()
+        };
         let frames = [
+            ("lz4", packed(Compression::Lz4)),
+            #[cfg(feature = "zstd")]
+            ("zstd", packed(Compression::Zstd)),
             ("one_batch", batches(&all, &Batching::default())),
             ("a_batch_each", batches(&all, &one)),
             ("cut", cut),
