@@ -7,8 +7,8 @@
 //! Messages are taken only while there is a lane, and only for that lane: what did not leave with it
 //! is known not to have been sent.
 //!
-//! Who finds no room waits in a line. While somebody does, messages that come later go behind: otherwise
-//! one sender in a loop could take all the room that is ever made.
+//! Who finds no room waits in a [`Line`], which sees to it that a sender in a loop does not take all the
+//! room that is ever made.
 
 use std::future::poll_fn;
 use std::ops::Deref;
@@ -152,11 +152,11 @@ impl State {
         }
         let queued_bytes = self.batcher.queued_bytes();
         Ok(match (urgency, place) {
-            (Urgency::Message, _) => queued_bytes < max_queued_bytes && self.messages.is_first(place),
+            (Urgency::Message, _) => queued_bytes < max_queued_bytes && self.messages.may_take(place),
             // An answer that cannot wait is not refused because others can.
             (Urgency::Answer { .. }, None) => queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR,
             (Urgency::Answer { .. }, Some(_)) => {
-                queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR && self.answers.is_first(place)
+                queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR && self.answers.may_take(place)
             }
             (Urgency::Refusal { .. }, _) => self.queued_refusals < MAX_QUEUED_REFUSALS,
         })
@@ -201,8 +201,8 @@ impl Drop for Place<'_> {
         let mut state = self.outbox.state();
         let line = state.line(self.urgency);
         line.leave(self.number);
-        // It may have been called out of its turn.
-        let next = line.call_first();
+        // It may have been called, and go without taking anything.
+        let next = line.call_next();
         drop(state);
         next.into_iter().for_each(Waker::wake);
     }
@@ -488,12 +488,16 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_future_that_is_not_polled_does_not_hold_up_the_others() {
         let outbox = outbox();
-        assert!(outbox.push(&HEAD, Urgency::Message, bytes(BOUND)).is_ok());
         let idle = outbox.line_up(Urgency::Message);
         let mut waiting = std::pin::pin!(idle.turn());
-        assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
-        assert!(matches!(outbox.next(1, Gathered::default()).await, Next::Batches(_)));
-        assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(1)), Err(PushError::Full)));
+        let mut turns = 0;
+        // Others take the room again and again, until it is the turn of the one that waits.
+        while outbox.push(&HEAD, Urgency::Message, bytes(BOUND)).is_ok() {
+            assert!(std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
+            assert!(matches!(outbox.next(1, Gathered::default()).await, Next::Batches(_)));
+            turns += 1;
+            assert!(turns < 10, "it never had its turn");
+        }
         outbox.tend();
         outbox.tend();
         assert!(outbox.push_waiting(&HEAD, Urgency::Message, bytes(1)).await.is_ok());
