@@ -58,8 +58,8 @@ enum Status {
     Malformed = 3,
 }
 
-/// The sending end of a transfer. Dropping it before `finish` gives the transfer up, and the receiver
-/// learns it.
+/// The sending end of a transfer. Dropping it before `finish` cancels the transfer: what is on its way is
+/// thrown away, and the receiver learns at once that it was given up.
 #[derive(Debug)]
 pub struct BulkSender {
     way: SenderWay,
@@ -68,6 +68,7 @@ pub struct BulkSender {
     writing: bool,
     /// The reply of a receiver that did not need the rest.
     early: Option<Bytes>,
+    sent_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -84,6 +85,16 @@ enum LocalChunk {
 }
 
 impl BulkSender {
+    fn new(way: SenderWay, mailbox: MailboxName) -> BulkSender {
+        BulkSender { way, mailbox, writing: false, early: None, sent_bytes: 0 }
+    }
+
+    /// How many bytes of the transfer the writes so far have taken, the header not counted. The last few
+    /// megabytes of them may still be on their way; all have arrived when `finish` gives the reply.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
+    }
+
     /// Sends `chunk`, waiting while the receiver is slower. Chunks may arrive cut differently. Once the
     /// receiver has replied, chunks are ignored: `finish` gives its reply. A future that is dropped before its
     /// end gives the transfer up.
@@ -98,8 +109,12 @@ impl BulkSender {
             self.give_up();
             return Err(BulkError::Aborted);
         }
+        let chunk_bytes = chunk.len() as u64;
         self.early = self.way.write(chunk, &self.mailbox).await?;
         self.writing = false;
+        if self.early.is_none() {
+            self.sent_bytes += chunk_bytes;
+        }
         Ok(())
     }
 
@@ -172,7 +187,8 @@ impl Drop for BulkSender {
     }
 }
 
-/// The receiving end of a transfer. Dropping it without a reply tells the sender that it was given up.
+/// The receiving end of a transfer. Dropping it without a reply cancels the transfer: the sender learns at once
+/// that it was given up.
 #[derive(Debug)]
 pub struct BulkReceiver {
     /// The node that sends.
@@ -183,6 +199,7 @@ pub struct BulkReceiver {
     ended: bool,
     /// Why no more comes. QUIC tells it once, and says "end" from then on.
     failed: Option<BulkError>,
+    received_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -192,6 +209,15 @@ enum ReceiverWay {
 }
 
 impl BulkReceiver {
+    fn new(from: NodeName, header: Bytes, way: ReceiverWay) -> BulkReceiver {
+        BulkReceiver { from, header, way, ended: false, failed: None, received_bytes: 0 }
+    }
+
+    /// How many bytes of the transfer were read so far.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes
+    }
+
     /// The next bytes; `None` after the last ones. Chunks come in order, cut as it suits QUIC.
     ///
     /// # Errors
@@ -215,7 +241,8 @@ impl BulkReceiver {
             },
         };
         match &read {
-            Ok(chunk) => self.ended = chunk.is_none(),
+            Ok(Some(chunk)) => self.received_bytes += chunk.len() as u64,
+            Ok(None) => self.ended = true,
             Err(error) => self.failed = Some(error.clone()),
         }
         read
@@ -325,11 +352,11 @@ impl BulkRegistry {
         let (reply_sender, reply) = oneshot::channel();
         let way = ReceiverWay::Local { chunks: incoming, reply: Some(reply_sender) };
         let header = Bytes::copy_from_slice(header);
-        let receiver = BulkReceiver { from: own.clone(), header, way, ended: false, failed: None };
+        let receiver = BulkReceiver::new(own.clone(), header, way);
         match self.deliver(mailbox, receiver) {
             Ok(()) => {
                 let way = SenderWay::Local { chunks: Some(chunks), reply };
-                Ok(BulkSender { way, mailbox: mailbox.clone(), writing: false, early: None })
+                Ok(BulkSender::new(way, mailbox.clone()))
             }
             Err((_, status)) => Err(refused(status, mailbox)),
         }
@@ -377,7 +404,7 @@ async fn receive(mut send: SendStream, mut recv: RecvStream, from: NodeName, reg
         }
     };
     let way = ReceiverWay::Remote { send, recv, replied: false };
-    let receiver = BulkReceiver { from, header, way, ended: false, failed: None };
+    let receiver = BulkReceiver::new(from, header, way);
     if let Err((mut receiver, status)) = registry.deliver(&mailbox, receiver)
         && let ReceiverWay::Remote { send, recv, replied } = &mut receiver.way
     {

@@ -90,8 +90,9 @@ impl BulkLink {
             let opened = connection.open_bi().await;
             let (send, recv) = opened.map_err(|error| BulkError::Lost { reason: describe(&error) })?;
             let way = SenderWay::Remote { send, recv, _use: this_use };
-            let mut sender = BulkSender { way, mailbox: mailbox.clone(), writing: false, early: None };
+            let mut sender = BulkSender::new(way, mailbox.clone());
             sender.write(encode_header(mailbox, header).into()).await?;
+            sender.sent_bytes = 0;
             Ok(sender)
         };
         let late = || BulkError::Lost { reason: format!("no transfer could begin within {OPEN_TIMEOUT:?}") };
@@ -112,7 +113,7 @@ impl BulkLink {
         let connection = connect().await?;
         let mut connections = self.connections();
         if connections.ended {
-            connection.close(Close::Removed.code(), b"");
+            Close::Removed.end(&connection);
             return Err(BulkError::Lost { reason: "the peer was removed".into() });
         }
         connections.outgoing = Some(connection.clone());
@@ -133,7 +134,7 @@ impl BulkLink {
         let incoming = &mut connections.incoming;
         incoming.retain(|(_, connection)| connection.close_reason().is_none());
         while incoming.len() >= MAX_INCOMING {
-            incoming.remove(0).1.close(Close::Replaced.code(), b"");
+            Close::Replaced.end(&incoming.remove(0).1);
         }
         incoming.push((instance, connection.clone()));
         true
@@ -146,7 +147,7 @@ impl BulkLink {
         let idle = uses.running.load(Ordering::SeqCst) == 0
             && clock::now().saturating_duration_since(uses.started).saturating_sub(last_end) >= LINGER;
         if idle && let Some(connection) = self.connections().outgoing.take() {
-            connection.close(Close::Normal.code(), b"");
+            Close::Normal.end(&connection);
         }
     }
 
@@ -154,10 +155,10 @@ impl BulkLink {
     pub(crate) fn close(&self, instance: u64, why: Close) {
         let mut connections = self.connections();
         let incoming = &mut connections.incoming;
-        incoming.iter().filter(|(of, _)| *of == instance).for_each(|(_, gone)| gone.close(why.code(), b""));
+        incoming.iter().filter(|(of, _)| *of == instance).for_each(|(_, gone)| why.end(gone));
         incoming.retain(|(of, _)| *of != instance);
         if let Some(connection) = connections.outgoing.take() {
-            connection.close(why.code(), b"");
+            why.end(&connection);
         }
     }
 
@@ -167,7 +168,7 @@ impl BulkLink {
         connections.ended = true;
         let incoming = std::mem::take(&mut connections.incoming).into_iter().map(|(_, connection)| connection);
         for connection in incoming.chain(connections.outgoing.take()) {
-            connection.close(why.code(), b"");
+            why.end(&connection);
         }
     }
 

@@ -207,3 +207,61 @@ async fn a_peer_known_by_its_dialling_only_is_reached_in_bulk_too() {
     receiver.reply(b"ok").await.unwrap();
     assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"ok");
 }
+
+#[tokio::test]
+async fn both_ends_say_how_far_a_transfer_is() {
+    with_each_target(async |a, b| {
+        let mut listener = b.bulk_listener("files", 4).unwrap();
+        let mut sender = a.open_bulk(&at(b, "files"), b"a header that does not count").await.unwrap();
+        let mut receiver = soon("a transfer", listener.accept()).await.unwrap();
+        assert_eq!((sender.sent_bytes(), receiver.received_bytes()), (0, 0));
+        let chunk_bytes = chunk(0).len() as u64;
+        for n in 1..=u64::from(CHUNKS) {
+            soon("room", sender.write(chunk(1).into())).await.unwrap();
+            assert_eq!(sender.sent_bytes(), n * chunk_bytes);
+            while receiver.received_bytes() < n * chunk_bytes {
+                let before = receiver.received_bytes();
+                let read = soon("a chunk", receiver.read_chunk()).await.unwrap().unwrap();
+                assert_eq!(receiver.received_bytes(), before + read.len() as u64);
+            }
+        }
+        let finishing = tokio::spawn(sender.finish());
+        assert!(soon("the end", receiver.read_chunk()).await.unwrap().is_none());
+        assert_eq!(receiver.received_bytes(), u64::from(CHUNKS) * chunk_bytes);
+        receiver.reply(b"").await.unwrap();
+        soon("the reply", finishing).await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_cancels_midway_stops_a_sender_in_its_write() {
+    with_each_target(async |a, b| {
+        let mut listener = b.bulk_listener("files", 4).unwrap();
+        let mut sender = a.open_bulk(&at(b, "files"), b"").await.unwrap();
+        let mut receiver = soon("a transfer", listener.accept()).await.unwrap();
+        let writing = tokio::spawn(async move {
+            loop {
+                if let Err(error) = sender.write(chunk(1).into()).await {
+                    return (error, sender.sent_bytes());
+                }
+            }
+        });
+        while receiver.received_bytes() < 1024 * 1024 {
+            soon("a chunk", receiver.read_chunk()).await.unwrap().unwrap();
+        }
+        // Nobody reads any more: the sender fills all windows and waits.
+        tokio::task::yield_now().await;
+        let received = receiver.received_bytes();
+        drop(receiver);
+        let (error, sent) = soon("the abort", writing).await.unwrap();
+        assert!(matches!(error, BulkError::Aborted), "{error}");
+        assert!(sent >= received, "{sent} {received}");
+        // The name and the connection go on.
+        let next = a.open_bulk(&at(b, "files"), b"next").await.unwrap();
+        let receiver = soon("a transfer", listener.accept()).await.unwrap();
+        assert_eq!(&receiver.header[..], b"next");
+        drop(next);
+    })
+    .await;
+}
