@@ -4,7 +4,10 @@
 
 mod support;
 
+mod batching;
 mod bulk;
+mod closing;
+mod examples;
 mod lifecycle;
 mod liveness;
 mod messages;
