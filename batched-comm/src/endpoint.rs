@@ -4,6 +4,7 @@ mod accept;
 mod sending;
 mod sender;
 mod shared;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +22,7 @@ use crate::bulk::{BulkListener, BulkSender};
 use crate::chance::Chance;
 use crate::compression::Compressions;
 use crate::config::{Batching, EndpointConfig};
-use crate::error::{BindError, BulkError, ConnectError, MailboxError, SendError};
+use crate::error::{BindError, BulkError, ConfigError, ConnectError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
 use crate::link::{Close, Linker, dialled_by_peer, dialled_by_us};
 use crate::mailbox::Mailbox;
@@ -270,17 +271,30 @@ impl Endpoint {
         self.shared().events.subscribe()
     }
 
-    /// When batches leave.
+    /// When and how batches leave, for all peers that have nothing of their own.
     pub fn batching(&self) -> Batching {
-        *self.shared().batching()
+        self.shared().limits().all()
     }
 
-    /// Changes when batches leave, for all peers, from the next message on.
+    /// Changes when and how batches leave, from the next message on, for all peers but those for which
+    /// [`Endpoint::set_peer_batching`] said something else.
     pub fn set_batching(&self, batching: Batching) {
-        *self.shared().batching() = batching;
-        for peer in self.shared().all_peers() {
-            peer.set_limits(batching);
-        }
+        self.shared().change_limits(|limits| limits.set_all(batching));
+    }
+
+    /// What was set for one peer alone; `None` when it follows [`Endpoint::batching`].
+    pub fn peer_batching(&self, name: &NodeName) -> Option<Batching> {
+        self.shared().limits().own(name)
+    }
+
+    /// Changes when and how batches leave to one peer, from the next message on; with `None`, it follows
+    /// [`Endpoint::set_batching`] again. It holds for the name, until it is set anew: also for a peer that
+    /// becomes known later, connects again, or was removed and comes back.
+    ///
+    /// # Errors
+    /// When more than 4,096 names would have batching of their own.
+    pub fn set_peer_batching(&self, name: &NodeName, batching: Option<Batching>) -> Result<(), ConfigError> {
+        self.shared().change_limits(|limits| limits.set_own(name, batching))
     }
 
     /// Begins a bulk transfer to whoever listens at `to`, over a second connection. `header` says what
@@ -325,8 +339,10 @@ impl Endpoint {
         self.shared().bulk_registry.register(mailbox, capacity)
     }
 
-    /// Sends what is waiting, says goodbye to the peers, and ends all tasks. Every clone is shut down
-    /// with it; mailboxes end.
+    /// Ends in order: takes nothing new, lets handlers answer the calls that were received (half a second at
+    /// most), sends what was taken, and reads what the peers have taken, until they have ended, too, or two
+    /// seconds are over. Two nodes that shut down at once lose nothing. Then all tasks end. Every clone is shut
+    /// down with it; mailboxes give what they have received, but for calls, and then end.
     pub async fn shutdown(&self) {
         let shared = self.shared();
         shared.begin_close();

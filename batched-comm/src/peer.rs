@@ -235,6 +235,10 @@ impl Peer {
         (Arc::new(peer), received_offers)
     }
 
+    pub(crate) fn name(&self) -> &NodeName {
+        &self.name
+    }
+
     pub(crate) fn bulk(&self) -> &BulkLink {
         &self.bulk
     }

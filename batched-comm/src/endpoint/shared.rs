@@ -13,9 +13,10 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::limits::Limits;
 use crate::bulk::BulkRegistry;
 use crate::chance::Chance;
-use crate::config::{Batching, EndpointConfig};
+use crate::config::EndpointConfig;
 use crate::error::{BulkError, CallError, EncodeError, SendError};
 use crate::hello::Purpose;
 use crate::link::{Close, Linker};
@@ -36,7 +37,9 @@ pub(super) struct Shared {
     pub(super) name: NodeName,
     pub(super) address: SocketAddr,
     pub(super) config: EndpointConfig,
-    batching: Mutex<Batching>,
+    limits: Mutex<Limits>,
+    /// Held while a change of limits reaches the peers, so that the last one is what holds.
+    changing_limits: Mutex<()>,
     pub(super) linker: Arc<Linker>,
     pub(super) registry: Arc<Registry>,
     pub(super) bulk_registry: Arc<BulkRegistry>,
@@ -148,7 +151,8 @@ impl Shared {
         Shared {
             name,
             address,
-            batching: Mutex::new(config.batching()),
+            limits: Mutex::new(Limits::new(config.batching())),
+            changing_limits: Mutex::default(),
             linker: Arc::new(linker),
             registry: Arc::default(),
             bulk_registry: Arc::default(),
@@ -183,13 +187,28 @@ impl Shared {
         self.peers.write().unwrap_or_else(PoisonError::into_inner).remove(name, &self.watches);
     }
 
-    pub(super) fn batching(&self) -> MutexGuard<'_, Batching> {
-        self.batching.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn limits(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the limits, and brings them to the peers there are.
+    pub(super) fn change_limits<T>(&self, change: impl FnOnce(&mut Limits) -> T) -> T {
+        let _changing = self.changing_limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut self.limits());
+        for peer in self.all_peers() {
+            let limits = self.limits().of(peer.name());
+            peer.set_limits(limits);
+        }
+        changed
     }
 
     pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         peers.by_name.values().cloned().collect()
+    }
+
+    pub(super) fn peer_count(&self) -> usize {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).by_name.len()
     }
 
     /// `None` for this node itself, beyond the bound, and after the end.
@@ -209,8 +228,8 @@ impl Shared {
         }
         let cluster = self.linker.own().cluster;
         let wanted = Wanted { cluster, ..Wanted::default() };
-        let batching = *self.batching();
-        let (peer, offers) = Peer::new(name.clone(), &self.config, batching, wanted);
+        let limits = self.limits().of(name);
+        let (peer, offers) = Peer::new(name.clone(), &self.config, limits, wanted);
         let parts = Parts {
             linker: self.linker.clone(),
             registry: self.registry.clone(),

@@ -116,7 +116,7 @@ async fn an_unknown_ca_is_refused_by_both_sides() {
 }
 
 /// Somebody with QUIC, TLS and maybe a certificate, and bad manners.
-struct Stranger {
+pub struct Stranger {
     quic: quinn::Endpoint,
 }
 
@@ -146,7 +146,7 @@ impl Stranger {
         Stranger { quic }
     }
 
-    async fn connect(&self, to: &Endpoint) -> Result<quinn::Connection, quinn::ConnectionError> {
+    pub async fn connect(&self, to: &Endpoint) -> Result<quinn::Connection, quinn::ConnectionError> {
         self.quic.connect(to.local_address(), to.name().as_str()).unwrap().await
     }
 
@@ -163,7 +163,7 @@ impl Stranger {
 const PROTOCOL: &[u8] = b"batched-comm/1";
 
 /// A hello as DESIGN fixes it, by hand.
-fn hello(name: &str, version: u16, purpose: u8) -> Vec<u8> {
+pub fn hello(name: &str, version: u16, purpose: u8) -> Vec<u8> {
     let bytes = (48 + name.len()).next_multiple_of(16);
     let mut hello = b"BChi".to_vec();
     hello.extend_from_slice(&version.to_le_bytes());
@@ -176,14 +176,14 @@ fn hello(name: &str, version: u16, purpose: u8) -> Vec<u8> {
     hello
 }
 
-struct Victim {
+pub struct Victim {
     dir: tempfile::TempDir,
-    endpoint: Endpoint,
+    pub endpoint: Endpoint,
     friend: Endpoint,
 }
 
 /// A node with a friend, whose connection must survive whatever strangers do.
-async fn victim() -> Victim {
+pub async fn victim() -> Victim {
     let dir = tempfile::tempdir().unwrap();
     let [endpoint, friend] = ["victim", "friend"].map(|name| Identity::dev(dir.path(), name).unwrap());
     let endpoint = Endpoint::bind(any_port(), endpoint).await.unwrap();
@@ -194,7 +194,7 @@ async fn victim() -> Victim {
 }
 
 impl Victim {
-    fn stranger(&self, name: Option<&str>) -> Stranger {
+    pub fn stranger(&self, name: Option<&str>) -> Stranger {
         Stranger::new(self.dir.path(), name, PROTOCOL)
     }
 
@@ -333,6 +333,54 @@ async fn garbage_after_the_hello_closes_the_connection_with_a_reason() {
         let bytes = [hello("mallory", 1, 1), garbage].concat();
         let reason = stranger.say(&victim.endpoint, &bytes).await;
         assert!(reason.contains(expected), "{reason}");
+    }
+    victim.lives().await;
+}
+
+/// A batch with so many bytes, said to have `raw_bytes` when unpacked.
+fn packed_batch(compression: u8, packed: &[u8], raw_bytes: u32) -> Vec<u8> {
+    let mut batch = vec![0x7c, 0xba, 1, compression, 1, 0, 0, 0];
+    batch.extend_from_slice(&(packed.len() as u32).to_le_bytes());
+    batch.extend_from_slice(&raw_bytes.to_le_bytes());
+    batch.extend_from_slice(packed);
+    batch.resize(batch.len().next_multiple_of(16), 0);
+    batch
+}
+
+#[tokio::test]
+async fn compressed_bombs_close_the_connection_with_a_reason() {
+    const LARGEST: u32 = 9_437_488;
+    let victim = victim().await;
+    let stranger = victim.stranger(Some("mallory"));
+    // One zero, which is repeated 15 + 4 + 255 * 40,000 times.
+    let lz4 = [&[0x1f, 0, 1, 0][..], &[0xff; 40_000], &[0, 0]].concat();
+    // A frame of 80 blocks, each of them one zero repeated 131,072 times.
+    let block = [2, 0, 0x10, 0];
+    let zstd = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x58][..], &[block; 79].concat(), &[3, 0, 0x10, 0]].concat();
+    let cannot = "a compressed batch cannot be unpacked";
+    let mut rows = vec![
+        (packed_batch(1, &lz4, 64 * 1024), cannot),
+        (packed_batch(1, &lz4, LARGEST), cannot),
+        (packed_batch(1, &lz4[..100], LARGEST), "it claims more than it can hold"),
+        (packed_batch(1, &lz4[..100], LARGEST + 16), "at most 9437488 are allowed"),
+        (packed_batch(1, &[0xa5; 100], 1600), cannot),
+        (packed_batch(1, &lz4[..100], 96), "it is no shorter"),
+    ];
+    if cfg!(feature = "zstd") {
+        rows.extend([
+            (packed_batch(2, &zstd, 1024), cannot),
+            (packed_batch(2, &zstd, LARGEST), cannot),
+            // It is what it claims to be: zeros, which are no frames.
+            (packed_batch(2, &[&zstd[..6], &[3, 0, 0x10, 0]].concat(), 131_072), "frame kind 0"),
+            (packed_batch(2, &[&zstd[..6], &[3, 0, 0x10, 0]].concat(), 131_088), "less than it claims"),
+            (packed_batch(2, &zstd, u32::MAX), "at most 9437488 are allowed"),
+            (packed_batch(2, &[0xa5; 100], 1600), cannot),
+        ]);
+    }
+    for (bomb, expected) in rows {
+        let bytes = [hello("mallory", 1, 1), bomb].concat();
+        let reason = stranger.say(&victim.endpoint, &bytes).await;
+        assert!(reason.contains(expected), "{reason} instead of {expected}");
     }
     victim.lives().await;
 }
