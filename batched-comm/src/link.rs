@@ -49,6 +49,20 @@ impl Close {
     pub(crate) fn code(self) -> VarInt {
         VarInt::from_u32(self as u32)
     }
+
+    /// Closes `connection`, and says why.
+    pub(crate) fn end(self, connection: &quinn::Connection) {
+        let reason = match self {
+            Close::Normal => "not needed any more",
+            Close::Replaced => "replaced by a newer connection",
+            Close::Protocol => "the protocol was broken",
+            Close::Refused => "refused",
+            Close::Dead => "nothing was heard for too long",
+            Close::Removed => "the peer was removed",
+            Close::ShutDown => "the node is shut down",
+        };
+        connection.close(self.code(), reason.as_bytes());
+    }
 }
 
 /// A connection with the stream over which the hellos went.

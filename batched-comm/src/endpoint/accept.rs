@@ -17,6 +17,11 @@ const MAX_HANDSHAKES: usize = 256;
 /// With more under way than this, a sender first has to show that it receives at its address: first
 /// packets with made-up senders take no more places then.
 const MAX_UNCHECKED: usize = MAX_HANDSHAKES / 2;
+/// Connections that need not be those of peers: what was cut off takes memory for three more seconds, in which
+/// QUIC still answers it. Beyond, newcomers are refused.
+const MAX_UNSETTLED: usize = 4 * MAX_HANDSHAKES;
+/// A lane, and bulk in both directions; while they are replaced, each twice.
+const CONNECTIONS_PER_PEER: usize = 6;
 
 /// Accepts until the endpoint is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -27,6 +32,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if handshakes.count() > MAX_UNCHECKED && !incoming.remote_address_validated() {
             // An unchecked sender may always be told to come again.
             let _ = incoming.retry();
+            continue;
+        }
+        let settled = shared.peer_count() * CONNECTIONS_PER_PEER;
+        if quic.open_connections() >= settled + MAX_UNSETTLED {
+            incoming.refuse();
             continue;
         }
         let place = handshakes.enter();
