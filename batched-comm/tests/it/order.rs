@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use batched_comm::test_net::{Link, TestNet};
-use batched_comm::{Address, CallError, Endpoint, EndpointConfig, Identity, PeerState, SendError};
+use batched_comm::{Address, Batching, CallError, Endpoint, EndpointConfig, Identity, PeerState, SendError};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Builder;
@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 use ledger::{Ended, Lane, Ledger, Pair};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-const DEFAULT_SEEDS: Range<u64> = 0..60;
+const DEFAULT_SEEDS: Range<u64> = 0..40;
 /// Things that break in one run.
 const FAULTS: u32 = 12;
 /// Tasks that call from one node to another, each one call after the other.
@@ -37,7 +37,11 @@ const RECOVERY: Duration = Duration::from_secs(10);
 /// Virtual time in which a run ends.
 const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Small, so that senders have to wait.
-const MAX_QUEUED_BYTES: usize = 32 * 1024;
+const MAX_QUEUED_BYTES: [usize; 2] = [4 * 1024, 32 * 1024];
+/// Some nodes hold batches back, so that a connection ends with messages that never left.
+const MAX_WAITS: [Duration; 3] = [Duration::ZERO, Duration::ZERO, Duration::from_millis(15)];
+/// What is sent over a slow link comes long after a new connection stands.
+const SLOW: Duration = Duration::from_millis(400);
 /// Larger than what is ever sent in a run, so that no mailbox drops anything.
 const MAILBOX_CAPACITY: usize = 1_000_000;
 const MESSAGE: u32 = 1;
@@ -173,7 +177,8 @@ async fn fault(
     let node = random.random_range(0..NAMES.len());
     let other = (node + random.random_range(1..NAMES.len())) % NAMES.len();
     let (here, there) = (address_of(node), address_of(other));
-    match random.random_range(0..15) {
+    let way = random.random_range(0..16);
+    match way {
         0..=3 => world.net.drop_connections(here, there),
         4 => world.net.cut(here, there),
         5 => world.net.cut_one_way(here, there),
@@ -197,7 +202,13 @@ async fn fault(
             starts[node].tasks.shutdown().await;
             starts[node] = start(world, node, generation).await;
         }
-        13 => {
+        13 | 15 => {
+            if way == 15 {
+                // Its last words come when its successor has already spoken.
+                world.net.set_link(here, there, Link::with_delay(SLOW..SLOW));
+                sleep(Duration::from_millis(100)).await;
+                world.net.set_link(here, there, Link::default());
+            }
             world.net.crash(here);
             starts[node].tasks.shutdown().await;
             starts[node] = start(world, node, generation).await;
@@ -210,13 +221,17 @@ async fn fault(
             // It goes on, unheard, next to its successor.
             ghosts.push(std::mem::replace(&mut starts[node], new));
         }
-        _ => unreachable!("there are fifteen"),
+        _ => unreachable!("there are sixteen"),
     }
 }
 
 /// Starts a node: `generation` tells its messages from those of its former starts.
 async fn start(world: &Arc<World>, node: usize, generation: u32) -> Start {
-    let config = EndpointConfig::new().with_max_queued_bytes(MAX_QUEUED_BYTES).unwrap();
+    let mut random = random_of(world, Pair { from: node, to: node }, generation, 14);
+    let max_queued_bytes = MAX_QUEUED_BYTES[random.random_range(0..MAX_QUEUED_BYTES.len())];
+    let max_wait = MAX_WAITS[random.random_range(0..MAX_WAITS.len())];
+    let batching = Batching::default().with_max_wait(max_wait).unwrap();
+    let config = EndpointConfig::new().with_max_queued_bytes(max_queued_bytes).unwrap().with_batching(batching);
     let identity = world.identities[node].clone();
     let endpoint = Endpoint::bind_in(&world.net, address_of(node), identity, config).await.unwrap();
     let mut tasks = JoinSet::new();
