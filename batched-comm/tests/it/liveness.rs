@@ -111,10 +111,7 @@ async fn who_is_heard_and_hears_nothing_says_so_to_the_other() {
     assert!(matches!(why_down(&event), Some(DownReason::ClosedByPeer { .. })), "{event:?}");
     assert!(at - cut_at <= DEAD_AFTER + ms(10), "{:?}", at - cut_at);
     net.heal(address(1), address(2));
-    soon("a connection", async {
-        while !matches!(next(&mut events_a).await.0, PeerEvent::Up { .. }) {}
-    })
-    .await;
+    soon("a connection", async { while !matches!(next(&mut events_a).await.0, PeerEvent::Up { .. }) {} }).await;
 }
 
 #[test]
@@ -162,8 +159,7 @@ fn nodes_that_all_dial_at_once_settle_on_one_connection_a_pair_without_a_storm()
             }
             sleep(ms(random.random_range(0..3) * random.random_range(0..10))).await;
         }
-        let all_up =
-            || nodes.iter().all(|from| nodes.iter().all(|to| from.name() == to.name() || is_up(from, to)));
+        let all_up = || nodes.iter().all(|from| nodes.iter().all(|to| from.name() == to.name() || is_up(from, to)));
         let begun = Instant::now();
         eventually("connections", all_up).await;
         assert!(begun.elapsed() < ms(1500), "{:?}", begun.elapsed());

@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use batched_comm::test_net::{Link, TestNet};
-use batched_comm::{Address, Batching, CallError, Endpoint, EndpointConfig, Identity, PeerState, SendError};
+use batched_comm::{
+    Address, Batching, CallError, Compression, Endpoint, EndpointConfig, Identity, PeerState, SendError,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Builder;
@@ -40,6 +42,7 @@ const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_QUEUED_BYTES: [usize; 2] = [4 * 1024, 32 * 1024];
 /// Some nodes hold batches back, so that a connection ends with messages that never left.
 const MAX_WAITS: [Duration; 3] = [Duration::ZERO, Duration::ZERO, Duration::from_millis(15)];
+const COMPRESSIONS: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];
 /// What is sent over a slow link comes long after a new connection stands.
 const SLOW: Duration = Duration::from_millis(400);
 /// Larger than what is ever sent in a run, so that no mailbox drops anything.
@@ -230,7 +233,10 @@ async fn start(world: &Arc<World>, node: usize, generation: u32) -> Start {
     let mut random = random_of(world, Pair { from: node, to: node }, generation, 14);
     let max_queued_bytes = MAX_QUEUED_BYTES[random.random_range(0..MAX_QUEUED_BYTES.len())];
     let max_wait = MAX_WAITS[random.random_range(0..MAX_WAITS.len())];
+    let compression = COMPRESSIONS[random.random_range(0..COMPRESSIONS.len())];
     let batching = Batching::default().with_max_wait(max_wait).unwrap();
+    // A build without zstd refuses it.
+    let batching = batching.with_compression(compression).unwrap_or(batching);
     let config = EndpointConfig::new().with_max_queued_bytes(max_queued_bytes).unwrap().with_batching(batching);
     let identity = world.identities[node].clone();
     let endpoint = Endpoint::bind_in(&world.net, address_of(node), identity, config).await.unwrap();
