@@ -502,4 +502,36 @@ mod tests {
         outbox.tend();
         assert!(outbox.push_waiting(&HEAD, Urgency::Message, bytes(1)).await.is_ok());
     }
+
+    #[tokio::test]
+    async fn the_end_takes_no_messages_and_waits_for_answers_that_are_owed() {
+        let outbox = Arc::new(outbox());
+        let owed = Owed::new(outbox.clone());
+        assert!(outbox.push(&HEAD, Urgency::Message, bytes(1)).is_ok());
+        outbox.finish(Finish::AfterAnswers);
+        assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(1)), Err(PushError::NoLane)));
+        assert!(matches!(outbox.next(1, Gathered::default()).await, Next::Batches(_)));
+        let writer = tokio::spawn({
+            let outbox = outbox.clone();
+            async move {
+                let answer = outbox.next(1, Gathered::default()).await;
+                (answer, outbox.next(1, Gathered::default()).await)
+            }
+        });
+        tokio::task::yield_now().await;
+        assert!(!writer.is_finished());
+        let answer = Urgency::Answer { lane: 1 };
+        assert!(owed.push(&REPLY, answer, bytes(1)).is_ok());
+        drop(owed);
+        assert!(matches!(writer.await.unwrap(), (Next::Batches(_), Next::End)));
+        assert!(matches!(outbox.push(&REPLY, answer, bytes(1)), Err(PushError::NoLane)), "it would not leave");
+        // A handler that never answers: not for ever.
+        outbox.open(2);
+        let _owed = Owed::new(outbox.clone());
+        outbox.finish(Finish::AfterAnswers);
+        let next = tokio::time::timeout(std::time::Duration::from_millis(20), outbox.next(2, Gathered::default()));
+        assert!(next.await.is_err());
+        outbox.finish(Finish::Now);
+        assert!(matches!(outbox.next(2, Gathered::default()).await, Next::End));
+    }
 }
