@@ -1,4 +1,5 @@
-//! Sending by address: `send`, `try_send`, `cast`, `call`, `broadcast`.
+//! Sending by address. `send` waits for room, `try_send` never waits and says so, `cast` never waits and never
+//! fails, `call` waits for an answer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
