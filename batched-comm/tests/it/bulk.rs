@@ -1,6 +1,7 @@
 //! Bulk transfers.
 
-use batched_comm::{BulkError, BulkReceiver, Endpoint};
+use batched_comm::test_net::{Link, TestNet};
+use batched_comm::{BulkError, BulkReceiver, Endpoint, EndpointConfig};
 use std::time::Duration;
 
 use crate::support::*;
@@ -264,4 +265,32 @@ async fn a_receiver_that_cancels_midway_stops_a_sender_in_its_write() {
         drop(next);
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transfer_over_a_bad_link_arrives_whole_while_calls_go_on() {
+    let net = TestNet::new(1);
+    let ms = Duration::from_millis;
+    net.set_default_link(Link::with_delay(ms(5)..ms(25)).with_loss(0.03).with_duplicates(0.03));
+    let ca = ca();
+    let bind = async |name, address: &str| {
+        let identity = ca.issue(name).unwrap();
+        Endpoint::bind_in(&net, address.parse().unwrap(), identity, EndpointConfig::new()).await.unwrap()
+    };
+    let (a, b) = (bind("a", "10.0.0.1:0").await, bind("b", "10.0.0.1:0").await);
+    connect(&a, &b).await;
+    echo(b.mailbox("echo", 10).unwrap());
+    let mut listener = b.bulk_listener("files", 4).unwrap();
+    let mut sender = a.open_bulk(&at(&b, "files"), b"").await.unwrap();
+    let receiving = tokio::spawn(async move { read_all(&mut listener.accept().await.unwrap()).await });
+    for n in 0..8 {
+        soon("room", sender.write(chunk(n).into())).await.unwrap();
+        assert_eq!(a.call(&at(&b, "echo"), &note(n.into()), DEADLINE).await.unwrap(), note(n.into()));
+    }
+    // The receiver goes without a reply, after it has read all.
+    let _ = soon("the end", sender.finish()).await;
+    let received = soon("the bytes", receiving).await.unwrap().unwrap();
+    assert!(received == (0..8).flat_map(chunk).collect::<Vec<_>>());
+    let traffic = net.traffic();
+    assert!(traffic.lost > 0 && traffic.duplicated > 0, "{traffic:?}");
 }

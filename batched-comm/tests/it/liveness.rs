@@ -330,3 +330,28 @@ async fn a_seed_gives_each_node_its_chance_again() {
     assert_eq!(instances[0], instances[1]);
     assert_ne!(instances[0], instances[2]);
 }
+
+/// Without a paused clock, delays are real.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_simulated_network_works_in_real_time_and_over_several_threads() {
+    let net = TestNet::new(1);
+    net.set_default_link(Link::with_delay(ms(3)..ms(3)));
+    let (a, b) = two(&net, &ca()).await;
+    echo(b.mailbox("echo", 100).unwrap());
+    let begun = std::time::Instant::now();
+    let to = at(&b, "echo");
+    let calls: Vec<_> = (0..50)
+        .map(|n| {
+            let (a, to) = (a.clone(), to.clone());
+            tokio::spawn(async move { a.call(&to, &note(n), DEADLINE).await.unwrap() == note(n) })
+        })
+        .collect();
+    for call in calls {
+        assert!(soon("an answer", call).await.unwrap());
+    }
+    assert!(begun.elapsed() >= ms(6), "there and back in {:?}", begun.elapsed());
+    a.shutdown().await;
+    b.shutdown().await;
+    // The addresses are free again.
+    two(&net, &ca()).await;
+}
