@@ -73,6 +73,11 @@ impl<A> Calls<A> {
         Some(Entered { id: (u64::from(generation) << 32) | u64::from(index), sooner })
     }
 
+    /// How many have not been forgotten.
+    pub(crate) fn pending(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// The answer to call `id`.
     pub(crate) fn answer(&mut self, id: u64, answer: A) -> Delivered {
         match self.slot(id) {
@@ -195,6 +200,23 @@ mod tests {
         assert!(matches!(calls.answer(old, "late"), Delivered::Late));
         assert_eq!(poll(&mut calls, new), Poll::Pending);
         assert!(matches!(calls.answer(u64::MAX, "nobody"), Delivered::Late));
+    }
+
+    #[test]
+    fn beyond_the_bound_there_is_no_call_until_one_is_forgotten() {
+        let mut calls = Calls::<&str>::new();
+        let now = Instant::now();
+        let ids: Vec<_> = (0..MAX_CALLS).map(|_| calls.enter(now).unwrap().id).collect();
+        assert_eq!(calls.enter(now), None);
+        assert_eq!(calls.pending(), MAX_CALLS);
+        // An answer that nobody has taken has its place still.
+        calls.answer(ids[7], "answer");
+        assert_eq!(calls.enter(now), None);
+        assert_eq!(poll(&mut calls, ids[7]), Poll::Ready(Some("answer")));
+        assert!(calls.enter(now).is_some());
+        assert_eq!(calls.enter(now), None);
+        ids.iter().for_each(|id| drop(calls.forget(*id)));
+        assert_eq!(calls.pending(), 1);
     }
 
     #[test]

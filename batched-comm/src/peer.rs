@@ -56,6 +56,8 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// What was sent and received.
     pub traffic: Traffic,
+    /// Calls to it whose futures wait for their answers.
+    pub pending_calls: usize,
 }
 
 /// How the connection to a peer stands. A watch says `None` of who is no peer.
@@ -282,7 +284,9 @@ impl Peer {
 
     /// Whether nothing is lost with it: it is not connected, and has no address to dial.
     pub(crate) fn is_forgettable(&self) -> bool {
-        self.status().state == PeerState::Idle && self.wanted.borrow().addresses.is_empty()
+        // Who waits to dial and lost its address meanwhile will not dial.
+        let is_idle = matches!(self.status().state, PeerState::Idle | PeerState::BackingOff { .. });
+        is_idle && self.wanted.borrow().addresses.is_empty()
     }
 
     /// Returns once the driver has stopped.
@@ -318,6 +322,7 @@ impl Peer {
             instance: status.instance,
             last_error: status.last_error.clone(),
             traffic: self.stats.traffic(),
+            pending_calls: self.calls().pending(),
         }
     }
 

@@ -256,3 +256,14 @@ fn file_transfer_is_cancelled_by_an_interrupt_on_either_side_and_leaves_nothing_
     receiver.wait_for("received ");
     assert!(std::fs::read(files.there().join("large")).unwrap() == content);
 }
+
+#[test]
+fn a_short_soak_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    // Long enough for each way to lose a connection.
+    let mut soak = Process::start("soak", dir.path(), &["7"]);
+    let status = soak.exit();
+    assert!(status.success(), "{}", soak.said());
+    soak.wait_for("3 connections lost on purpose and made again");
+    soak.wait_for("ok: 0 pending calls");
+}

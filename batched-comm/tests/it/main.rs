@@ -9,6 +9,7 @@ mod bulk;
 mod closing;
 mod examples;
 mod lifecycle;
+mod limits;
 mod liveness;
 mod messages;
 mod order;
