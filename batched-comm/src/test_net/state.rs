@@ -216,11 +216,12 @@ impl State {
     ) -> Option<Waker> {
         let delay = if link.delay.is_empty() { link.delay.start } else { self.chance.random_range(link.delay.clone()) };
         let number = self.number();
-        let Some(node) = self.nodes.get_mut(&to).filter(|node| node.inbox.len() < MAX_DATAGRAMS_IN_FLIGHT) else {
+        let node = self.nodes.get_mut(&to).filter(|node| node.inbox.len() < MAX_DATAGRAMS_IN_FLIGHT);
+        // What would arrive after the end of time never does.
+        let (Some(node), Some(at)) = (node, now.checked_add(delay)) else {
             self.traffic.lost += 1;
             return None;
         };
-        let at = now + delay;
         let is_next = node.inbox.peek().is_none_or(|Reverse(next)| at < next.at);
         node.inbox.push(Reverse(Datagram { at, number, from, bytes: bytes.to_vec(), ecn }));
         if is_next { node.reader.take() } else { None }
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_or_too_much_is_lost() {
+    fn what_is_too_long_or_too_much_or_too_late_is_lost() {
         let mut two = two(1);
         two.send(0, &[0; MAX_DATAGRAM_BYTES + 1]);
         assert!(two.receive(5).is_empty());
@@ -361,6 +362,8 @@ mod tests {
             two.send(5, &[0; MAX_DATAGRAM_BYTES]);
         }
         assert_eq!(two.receive(10).len(), MAX_DATAGRAMS_IN_FLIGHT);
-        assert_eq!(two.state.traffic().lost, 2);
+        two.state.set_default_link(Link::with_delay(Duration::MAX..Duration::MAX));
+        two.send(10, b"never");
+        assert_eq!(two.state.traffic().lost, 3);
     }
 }

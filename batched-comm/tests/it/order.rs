@@ -362,7 +362,7 @@ fn judge(answer: Result<batched_comm::Body, CallError>, token: u64) -> Ended {
         },
         Err(CallError::NotSent(SendError::MailboxFull { .. })) => Ended::Impossible("the mailbox is not full"),
         Err(CallError::NotSent(SendError::TooManyCalls { .. })) => Ended::Impossible("so many calls there are not"),
-        Err(CallError::NotSent(SendError::UnknownPeer { .. })) | Err(CallError::NotSent(_)) => Ended::NotSent,
+        Err(CallError::NotSent(_)) => Ended::NotSent,
         Err(CallError::Lost { .. }) => Ended::Lost,
         Err(CallError::Timeout { .. }) => Ended::Timeout,
         Err(CallError::Unanswered { .. }) => Ended::Unanswered,
