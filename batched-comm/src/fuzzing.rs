@@ -129,7 +129,7 @@ pub fn hello(bytes: &[u8]) {
     };
     for own in [Introduction { cluster: None, ..own.clone() }, own] {
         let Ok((who, answer)) = hello::decode_answer(bytes, &own) else { continue };
-        let written = hello::encode_answer(&who, answer.as_ref().map(|()| ()));
+        let written = hello::encode_answer(&who, answer.as_ref().copied());
         fits(&written);
         match (hello::decode_answer(&written, &own), &answer) {
             // Their text is the refusal's own words, and says once more what it is.

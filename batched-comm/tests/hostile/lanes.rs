@@ -206,6 +206,34 @@ pub async fn lanes_that_replace_each_other_leave_nothing(scene: &mut Scene) {
     scene.tasks_are_back_at(tasks + 1).await;
 }
 
+/// More than may wait to be judged (`MAX_OFFERS` in peer.rs).
+pub async fn many_lanes_at_once_end_as_one(scene: &mut Scene) {
+    const LANES: u64 = 100;
+    let stranger = std::sync::Arc::new(scene.stranger("mallory"));
+    let tasks = scene.victim.status().tasks;
+    let mut lanes = tokio::task::JoinSet::new();
+    for instance in 0..LANES {
+        let (stranger, to) = (stranger.clone(), scene.victim.address);
+        lanes.spawn(async move {
+            let connection = stranger.connect(to).await.unwrap();
+            let (mut send, recv) = connection.open_bi().await.unwrap();
+            // Whoever is cut off while writing learns why below.
+            let _ = send.write_all(&hello("mallory", 1, LANE, instance)).await;
+            let ended = timeout(Duration::from_secs(5), connection.closed()).await;
+            (ended.map(|reason| reason.to_string()).ok(), connection, send, recv)
+        });
+    }
+    let ended = lanes.join_all().await;
+    let reasons = ended.iter().filter_map(|(reason, ..)| reason.as_deref());
+    let told = |reason: &str| ["replaced", "too busy"].iter().any(|known| reason.contains(known));
+    let unknown: Vec<_> = reasons.filter(|reason| !told(reason)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    assert_eq!(ended.iter().filter(|(reason, ..)| reason.is_none()).count(), 1, "one stands");
+    drop(ended);
+    // The driver of a peer without a connection stays.
+    scene.tasks_are_back_at(tasks + 1).await;
+}
+
 pub async fn bulk_that_nobody_reads_is_held_up(scene: &mut Scene) {
     let stranger = scene.stranger("mallory");
     let transfer = [&[1, 4, 0, 0, 0, 0, 0, 0], &b"deaf"[..], &[5; 2 * MIB]].concat();

@@ -24,9 +24,9 @@ use tokio::task::JoinHandle;
 use stranger::Stranger;
 use victim::Victim;
 
-pub const LOOPBACK: &str = "127.0.0.1:0";
+pub(crate) const LOOPBACK: &str = "127.0.0.1:0";
 /// No scene waits longer for anything.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -46,16 +46,16 @@ const MAX_BATCH_BYTES: usize = batched_comm::MAX_BATCH_BYTES + MAX_MESSAGE_BYTES
 const RECEIVED_BYTES: usize = MAX_BATCH_BYTES + MAX_BATCH_BYTES / 2 + MAX_MESSAGE_BYTES;
 
 /// Loopback under attack in a debug build is slow; whether silence is noticed in time is not the question here.
-pub fn patient() -> EndpointConfig {
+pub(crate) fn patient() -> EndpointConfig {
     let [ping, suspect, dead] = [100, 5_000, 15_000].map(Duration::from_millis);
     EndpointConfig::new().with_liveness(ping, suspect, dead).unwrap()
 }
 
 /// A victim, its friend, and who attacks.
-pub struct Scene {
+pub(crate) struct Scene {
     dir: tempfile::TempDir,
-    pub victim: Victim,
-    pub friend: Endpoint,
+    pub(crate) victim: Victim,
+    pub(crate) friend: Endpoint,
 }
 
 impl Scene {
@@ -77,22 +77,22 @@ impl Scene {
     }
 
     /// With a good certificate.
-    pub fn stranger(&self, name: &str) -> Stranger {
+    pub(crate) fn stranger(&self, name: &str) -> Stranger {
         Stranger::new(self.dir.path(), Some((self.dir.path(), name)))
     }
 
     /// By another CA.
-    pub fn outsider(&self, name: &str) -> Stranger {
+    pub(crate) fn outsider(&self, name: &str) -> Stranger {
         let other = tempfile::tempdir().unwrap();
         Stranger::new(self.dir.path(), Some((other.path(), name)))
     }
 
-    pub fn nobody(&self) -> Stranger {
+    pub(crate) fn nobody(&self) -> Stranger {
         Stranger::new(self.dir.path(), None)
     }
 
     /// A node that was not known before comes in, however long it has to try.
-    pub async fn newcomer(&self, name: &str) -> Duration {
+    pub(crate) async fn newcomer(&self, name: &str) -> Duration {
         let identity = Identity::dev(self.dir.path(), name).unwrap();
         let newcomer = Endpoint::bind_with(LOOPBACK.parse().unwrap(), identity, patient()).await.unwrap();
         let began = Instant::now();
@@ -104,7 +104,7 @@ impl Scene {
     }
 
     /// Nothing is left of the attack: as many tasks as before.
-    pub async fn tasks_are_back_at(&mut self, before: usize) {
+    pub(crate) async fn tasks_are_back_at(&mut self, before: usize) {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let tasks = self.victim.status().tasks;
@@ -117,7 +117,7 @@ impl Scene {
     }
 }
 
-pub fn address(mailbox: &str) -> Address {
+pub(crate) fn address(mailbox: &str) -> Address {
     Address::new(&"victim".parse().unwrap(), mailbox).unwrap()
 }
 
@@ -185,6 +185,7 @@ fn main() {
         // `MAX_MAILBOX_BYTES` of bodies, and what a lane receives.
         lanes::a_mailbox_that_nobody_reads_takes_so_much up to 64 * MIB + RECEIVED_BYTES + SLACK,
         lanes::lanes_that_replace_each_other_leave_nothing up to 200 * HANDSHAKE_BYTES + SLACK,
+        lanes::many_lanes_at_once_end_as_one up to 100 * HANDSHAKE_BYTES + SLACK,
         // Two connections of a peer are kept, each with its window; one more is on its way out.
         lanes::bulk_that_nobody_reads_is_held_up up to 3 * 8 * MIB + SLACK,
         lanes::a_bulk_header_that_never_ends_is_given_up up to SLACK,

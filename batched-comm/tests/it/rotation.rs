@@ -11,6 +11,9 @@ use tokio::task::JoinHandle;
 
 use crate::support::*;
 
+/// What is done to each node in a round.
+type Change<'a> = &'a dyn Fn(&Node);
+
 /// A CA in a directory.
 fn new_ca() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -146,7 +149,7 @@ async fn a_ca_is_exchanged_under_load_and_nothing_is_lost() {
     cannot_connect(a, &early.endpoint).await;
     let old_ca = old.path().join("ca.pem");
     let new_ca = new.path().join("ca.pem");
-    let rounds: [(&str, &dyn Fn(&Node)); 3] = [
+    let rounds: [(&str, Change<'_>); 3] = [
         ("the new CA is trusted, too", &|node| tls::trust(node.dir.path(), &new_ca).unwrap()),
         ("the new CA issues", &|node| {
             bring_certificate(node.dir.path(), new.path(), node.endpoint.name().as_str());
