@@ -40,9 +40,9 @@
 //! the order of tasks. On a paused runtime of one thread a seed gives the same faults at the same times, and
 //! nearly always the same course of events.
 
-mod flows;
 mod socket;
 mod state;
+mod flows;
 
 use std::fmt;
 use std::io;
