@@ -59,6 +59,11 @@ impl Batcher {
         self.complete_bytes
     }
 
+    /// The messages that wait.
+    pub(crate) fn queued_messages(&self) -> u64 {
+        self.messages
+    }
+
     /// Adds a frame whose body `encode` appends. When it is refused, nothing has changed.
     pub(crate) fn push(
         &mut self,

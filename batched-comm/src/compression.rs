@@ -4,7 +4,7 @@
 //! becomes is in the batch's header, and what unpacks to another length is damaged.
 //!
 //! # Memory
-//! Whoever packs has a table of 16 KiB for LZ4, or zstd's context (about 1 MiB at this level). Whoever unpacks
+//! Whoever packs has a table of 16 KiB for LZ4, or zstd's context (about 600 KiB at this level). Whoever unpacks
 //! has one buffer, never longer than the largest batch, for zstd a context of about 200 KiB besides, and no
 //! window: frames are unpacked in one piece. All of it is made when it is first needed.
 

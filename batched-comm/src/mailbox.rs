@@ -3,20 +3,22 @@
 //! Delivery never waits: a full mailbox refuses, so that one slow receiver does not hold up the lane that
 //! everybody shares. Answers do not pass through here at all.
 
+mod reply;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
-use rkyv::util::AlignedVec;
-use tokio::sync::oneshot;
-
-use crate::error::{DecodeError, EncodeError, MailboxError, SendError};
-use crate::frame::{Head, Kind, Refused};
+use crate::error::{DecodeError, MailboxError, SendError};
+use crate::frame::Refused;
 use crate::message::{self, Body, Message, Wire};
 use crate::name::{MailboxName, NodeName};
-use crate::outbox::{Outbox, Owed, PushError, Urgency};
+
+pub(crate) use reply::Answer;
+pub use reply::ReplyHandle;
 
 /// A mailbox's capacity is at most this.
 pub const MAX_MAILBOX_CAPACITY: usize = 1 << 20;
@@ -29,6 +31,9 @@ pub const MAX_MAILBOX_BYTES: usize = 64 * 1024 * 1024;
 pub struct Mailbox {
     name: MailboxName,
     queue: Arc<Queue>,
+    /// Taken from the queue together, and received one by one without its lock.
+    taken: VecDeque<Incoming>,
+    taken_bytes: usize,
     registry: Arc<Registry>,
 }
 
@@ -41,23 +46,74 @@ impl Mailbox {
     /// The next message; `None` when the endpoint is shut down. Nothing is lost when the future is
     /// dropped.
     pub async fn recv(&mut self) -> Option<Incoming> {
-        poll_fn(|context| {
-            let mut state = self.queue.state();
-            match state.pop() {
-                Some(incoming) => Poll::Ready(Some(incoming)),
-                None if state.closed => Poll::Ready(None),
-                None => {
-                    state.waker = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        // Who takes message after message would otherwise keep all others off its thread.
+        tokio::task::consume_budget().await;
+        poll_fn(|context| self.poll(context)).await
+    }
+
+    /// As many as there are, up to `limit`, behind what is in `buffer` already; waits for the first. Answers how
+    /// many: zero when the endpoint is shut down, or `limit` is zero. Nothing is lost when the future is dropped.
+    pub async fn recv_many(&mut self, buffer: &mut Vec<Incoming>, limit: usize) -> usize {
+        if limit == 0 {
+            return 0;
+        }
+        let Some(first) = self.recv().await else { return 0 };
+        buffer.push(first);
+        let mut count = 1;
+        while count < limit {
+            let Some(next) = self.try_recv() else { break };
+            buffer.push(next);
+            count += 1;
+        }
+        count
     }
 
     /// The next message, when there is one already.
     pub fn try_recv(&mut self) -> Option<Incoming> {
-        self.queue.state().pop()
+        self.next_taken().or_else(|| {
+            self.take(None);
+            self.next_taken()
+        })
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        loop {
+            if let Some(incoming) = self.next_taken() {
+                return Poll::Ready(Some(incoming));
+            }
+            let is_closed = self.take(Some(context.waker()));
+            if self.taken.is_empty() {
+                return if is_closed { Poll::Ready(None) } else { Poll::Pending };
+            }
+        }
+    }
+
+    /// Takes all that is in the queue at once; it counts until it is received. `waker` is woken when there was
+    /// nothing and something comes. Answers whether the queue is closed.
+    fn take(&mut self, waker: Option<&Waker>) -> bool {
+        let mut state = self.queue.state();
+        std::mem::swap(&mut self.taken, &mut state.incoming);
+        self.taken_bytes = std::mem::take(&mut state.bytes);
+        self.queue.set_taken(self.taken.len(), self.taken_bytes);
+        if let Some(waker) = waker.filter(|_| self.taken.is_empty()) {
+            match &mut state.waker {
+                Some(waiting) => waiting.clone_from(waker),
+                None => state.waker = Some(waker.clone()),
+            }
+        }
+        state.closed
+    }
+
+    fn next_taken(&mut self) -> Option<Incoming> {
+        loop {
+            let incoming = self.taken.pop_front()?;
+            self.taken_bytes -= incoming.body.len();
+            self.queue.set_taken(self.taken.len(), self.taken_bytes);
+            // After the end, nobody can answer a call.
+            if !incoming.is_call() || !self.queue.has_ended.load(Relaxed) {
+                return Some(incoming);
+            }
+        }
     }
 }
 
@@ -68,8 +124,8 @@ impl Drop for Mailbox {
             queues.by_name.remove(&self.name);
         }
         drop(queues);
-        let untaken = self.queue.close();
-        for reply in untaken.into_iter().filter_map(|incoming| incoming.reply) {
+        let untaken = std::mem::take(&mut self.taken).into_iter().chain(self.queue.close());
+        for reply in untaken.filter_map(|incoming| incoming.reply) {
             reply.refuse(Refused::UnknownMailbox);
         }
     }
@@ -164,181 +220,6 @@ impl Incoming {
     }
 }
 
-/// The way back to a caller. Dropping it unused tells the caller that nobody answers.
-pub struct ReplyHandle {
-    /// `None` once it was used.
-    route: Option<Route>,
-}
-
-enum Route {
-    Remote { outbox: Owed, lane: u64, call: u64 },
-    Local { caller: oneshot::Sender<Answer>, node: NodeName },
-}
-
-/// What a caller gets.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    Reply(Body),
-    Refused(Refused),
-    /// The request never left.
-    NotSent,
-    /// The connection is gone.
-    Lost,
-    /// Time is up.
-    Expired,
-}
-
-impl ReplyHandle {
-    pub(crate) fn remote(outbox: Arc<Outbox>, lane: u64, call: u64) -> ReplyHandle {
-        ReplyHandle { route: Some(Route::Remote { outbox: Owed::new(outbox), lane, call }) }
-    }
-
-    pub(crate) fn local(node: NodeName, caller: oneshot::Sender<Answer>) -> ReplyHandle {
-        ReplyHandle { route: Some(Route::Local { caller, node }) }
-    }
-
-    /// Answers the call. Never waits.
-    ///
-    /// # Errors
-    /// As [`Incoming::reply`].
-    pub fn reply<R: Wire>(self, answer: &R) -> Result<(), SendError> {
-        self.answer(Kind::Reply, 0, |buffer| message::encode_into(answer, buffer))
-    }
-
-    /// The same with bytes.
-    ///
-    /// # Errors
-    /// As [`Incoming::reply`].
-    pub fn reply_bytes(self, answer: &[u8]) -> Result<(), SendError> {
-        self.answer(Kind::Reply, 0, |buffer| {
-            buffer.extend_from_slice(answer);
-            Ok(())
-        })
-    }
-
-    /// Answers the call, waiting while the way back is full. Dropping the future tells the caller that nobody
-    /// answers.
-    ///
-    /// # Errors
-    /// As [`Incoming::reply_waiting`].
-    pub async fn reply_waiting<R: Wire>(self, answer: &R) -> Result<(), SendError> {
-        self.answer_waiting(|buffer| message::encode_into(answer, buffer)).await
-    }
-
-    /// The same with bytes.
-    ///
-    /// # Errors
-    /// As [`Incoming::reply_waiting`].
-    pub async fn reply_bytes_waiting(self, answer: &[u8]) -> Result<(), SendError> {
-        self.answer_waiting(|buffer| {
-            buffer.extend_from_slice(answer);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn answer_waiting(
-        mut self,
-        encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
-    ) -> Result<(), SendError> {
-        let Some(Route::Remote { outbox, lane, call }) = &self.route else {
-            return self.answer(Kind::Reply, 0, encode);
-        };
-        let head = Head { kind: Kind::Reply, mailbox: "", type_number: 0, call: *call };
-        match outbox.push_waiting(&head, Urgency::Answer { lane: *lane }, encode).await {
-            Ok(()) => {
-                self.route = None;
-                Ok(())
-            }
-            Err(PushError::NoLane) => {
-                let peer = outbox.peer().clone();
-                self.route = None;
-                Err(SendError::NotConnected { peer, last_error: None })
-            }
-            // Dropping the rest tells the caller.
-            Err(PushError::Full) => Err(outbox.full()),
-            Err(PushError::Refused(error)) => Err(error),
-        }
-    }
-
-    /// Tells the caller why there is no answer.
-    pub(crate) fn refuse(self, refused: Refused) {
-        // A caller that cannot be told notices by its timeout.
-        let _ = self.answer(Kind::Refused, refused as u32, |_| Ok(()));
-    }
-
-    fn answer(
-        mut self,
-        kind: Kind,
-        type_number: u32,
-        encode: impl FnOnce(&mut AlignedVec) -> Result<(), EncodeError>,
-    ) -> Result<(), SendError> {
-        let Some(route) = self.route.take() else { return Ok(()) };
-        match route {
-            Route::Remote { outbox, lane, call } => {
-                let head = Head { kind, mailbox: "", type_number, call };
-                let urgency = match kind {
-                    Kind::Refused => Urgency::Refusal { lane },
-                    _ => Urgency::Answer { lane },
-                };
-                let pushed = outbox.push(&head, urgency, encode);
-                let error = match pushed {
-                    Ok(()) => return Ok(()),
-                    Err(PushError::NoLane) => {
-                        let peer = outbox.peer().clone();
-                        return Err(SendError::NotConnected { peer, last_error: None });
-                    }
-                    Err(PushError::Full) => outbox.full(),
-                    Err(PushError::Refused(error)) => error,
-                };
-                self.route = Some(Route::Remote { outbox, lane, call });
-                Err(error)
-            }
-            Route::Local { caller, node } => {
-                let mut buffer = AlignedVec::new();
-                encode(&mut buffer)?;
-                let answer = match kind {
-                    Kind::Refused => Answer::Refused(Refused::from_number(type_number)),
-                    _ => Answer::Reply(buffer.into()),
-                };
-                let gone = SendError::NotConnected { peer: node, last_error: None };
-                caller.send(answer).map_err(|_| gone)
-            }
-        }
-    }
-}
-
-impl Drop for ReplyHandle {
-    fn drop(&mut self) {
-        if let Some(route) = self.route.take() {
-            ReplyHandle { route: Some(route) }.refuse_quietly();
-        }
-    }
-}
-
-impl ReplyHandle {
-    /// For `drop`, which must not come back here when there is no room even for a refusal.
-    fn refuse_quietly(mut self) {
-        match self.route.take() {
-            Some(Route::Remote { outbox, lane, call }) => {
-                let type_number = Refused::Unanswered as u32;
-                let head = Head { kind: Kind::Refused, mailbox: "", type_number, call };
-                let _ = outbox.push(&head, Urgency::Refusal { lane }, |_| Ok(()));
-            }
-            Some(Route::Local { caller, .. }) => {
-                let _ = caller.send(Answer::Refused(Refused::Unanswered));
-            }
-            None => {}
-        }
-    }
-}
-
-impl fmt::Debug for ReplyHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ReplyHandle")
-    }
-}
-
 /// The mailboxes of an endpoint.
 #[derive(Default)]
 pub(crate) struct Registry {
@@ -368,9 +249,9 @@ impl Registry {
         if queues.by_name.contains_key(&name) {
             return Err(MailboxError::Exists { name: name.to_string() });
         }
-        let queue = Arc::new(Queue { capacity, state: Mutex::default() });
+        let queue = Arc::new(Queue::new(capacity));
         queues.by_name.insert(name.clone(), queue.clone());
-        Ok(Mailbox { name, queue, registry: self.clone() })
+        Ok(Mailbox { name, queue, taken: VecDeque::new(), taken_bytes: 0, registry: self.clone() })
     }
 
     pub(crate) fn mailboxes(&self) -> Mailboxes<'_> {
@@ -389,29 +270,105 @@ impl Registry {
 }
 
 impl Mailboxes<'_> {
-    /// Puts a message into its mailbox, and makes it only when it is taken; gives whom to wake, or why not.
-    pub(crate) fn deliver(&self, mailbox: &str, incoming: impl FnOnce() -> Incoming) -> Result<Option<Waker>, Refused> {
-        let Some(queue) = self.0.by_name.get(mailbox) else {
-            return Err(Refused::UnknownMailbox);
-        };
-        let mut state = queue.state();
-        if state.closed {
-            return Err(Refused::UnknownMailbox);
-        }
-        let full = state.incoming.len() >= queue.capacity || state.bytes >= MAX_MAILBOX_BYTES;
-        if full {
-            return Err(Refused::MailboxFull);
+    /// Puts a message into its mailbox, and makes it only when it is taken; says why not.
+    pub(crate) fn deliver(&self, mailbox: &str, incoming: impl FnOnce() -> Incoming) -> Result<(), Refused> {
+        let mut gathered = Vec::with_capacity(1);
+        let mut run = self.run(mailbox);
+        run.push(&mut gathered, incoming)?;
+        run.deliver(&mut gathered).map_or(Ok(()), |(refused, _)| Err(refused))
+    }
+
+    /// Messages to one mailbox that are to be delivered together.
+    pub(crate) fn run<'a>(&'a self, mailbox: &'a str) -> Run<'a> {
+        Run { mailbox, queue: self.0.by_name.get(mailbox).map(|queue| &**queue), room: Room::default() }
+    }
+}
+
+/// Messages of a batch that go to one mailbox, one behind the other: the mailbox is looked up once, and locked
+/// once for all of them.
+pub(crate) struct Run<'a> {
+    mailbox: &'a str,
+    queue: Option<&'a Queue>,
+    /// As last seen, less what was gathered since.
+    room: Room,
+}
+
+/// What a queue can take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Room {
+    messages: usize,
+    /// A queue takes one message more as long as there is a byte of room.
+    bytes: usize,
+}
+
+impl Room {
+    fn is_none(self) -> bool {
+        self.messages == 0 || self.bytes == 0
+    }
+
+    fn less(self, bytes: usize) -> Room {
+        Room { messages: self.messages.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes) }
+    }
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn mailbox(&self) -> &'a str {
+        self.mailbox
+    }
+
+    /// Adds a message to those that are gathered, and makes it only when there seems to be room for it; says why not.
+    pub(crate) fn push(
+        &mut self,
+        gathered: &mut Vec<Incoming>,
+        incoming: impl FnOnce() -> Incoming,
+    ) -> Result<(), Refused> {
+        let Some(queue) = self.queue else { return Err(Refused::UnknownMailbox) };
+        if self.room.is_none() {
+            self.room = queue.room(gathered)?;
         }
         let incoming = incoming();
-        state.bytes += incoming.body.len();
-        state.incoming.push_back(incoming);
-        Ok(state.waker.take())
+        self.room = self.room.less(incoming.body.len());
+        gathered.push(incoming);
+        Ok(())
+    }
+
+    /// Delivers all that were gathered, in order. Others may have taken the room meanwhile: calls for which there
+    /// is none are refused, and the result says why and how many messages it was.
+    pub(crate) fn deliver(&mut self, gathered: &mut Vec<Incoming>) -> Option<(Refused, u64)> {
+        self.room = Room::default();
+        let queue = self.queue.filter(|_| !gathered.is_empty())?;
+        let mut state = queue.state();
+        let mut room = queue.room_in(&state);
+        let mut taken = 0;
+        for incoming in gathered.iter() {
+            if room.is_none() || state.closed {
+                break;
+            }
+            room = room.less(incoming.body.len());
+            state.bytes += incoming.body.len();
+            taken += 1;
+        }
+        state.incoming.extend(gathered.drain(..taken));
+        let refused = if state.closed { Refused::UnknownMailbox } else { Refused::MailboxFull };
+        let waker = if taken > 0 { state.waker.take() } else { None };
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+        let count = gathered.len() as u64;
+        for reply in gathered.drain(..).filter_map(|incoming| incoming.reply) {
+            reply.refuse(refused);
+        }
+        (count > 0).then_some((refused, count))
     }
 }
 
 struct Queue {
     capacity: usize,
     state: Mutex<QueueState>,
+    /// What the mailbox has taken from the queue and not yet given to anybody; it alone writes these.
+    taken: AtomicUsize,
+    taken_bytes: AtomicUsize,
+    /// No more is taken, and there is no way back to callers.
+    has_ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -424,9 +381,43 @@ struct QueueState {
 }
 
 impl Queue {
+    fn new(capacity: usize) -> Queue {
+        Queue {
+            capacity,
+            state: Mutex::default(),
+            taken: AtomicUsize::new(0),
+            taken_bytes: AtomicUsize::new(0),
+            has_ended: AtomicBool::new(false),
+        }
+    }
+
+    fn set_taken(&self, messages: usize, bytes: usize) {
+        self.taken.store(messages, Relaxed);
+        self.taken_bytes.store(bytes, Relaxed);
+    }
+
+    /// What there is room for behind those that are gathered.
+    fn room(&self, gathered: &[Incoming]) -> Result<Room, Refused> {
+        let state = self.state();
+        if state.closed {
+            return Err(Refused::UnknownMailbox);
+        }
+        let room = gathered.iter().fold(self.room_in(&state), |room, incoming| room.less(incoming.body.len()));
+        if room.is_none() { Err(Refused::MailboxFull) } else { Ok(room) }
+    }
+
+    /// Messages that are taken meanwhile make it more, never less.
+    fn room_in(&self, state: &QueueState) -> Room {
+        Room {
+            messages: self.capacity.saturating_sub(state.incoming.len() + self.taken.load(Relaxed)),
+            bytes: MAX_MAILBOX_BYTES.saturating_sub(state.bytes + self.taken_bytes.load(Relaxed)),
+        }
+    }
+
     /// Takes no more; gives the calls back.
     fn end(&self) -> VecDeque<Incoming> {
         let mut state = self.state();
+        self.has_ended.store(true, Relaxed);
         state.closed = true;
         let untaken = std::mem::take(&mut state.incoming).into_iter();
         let (calls, messages): (VecDeque<_>, VecDeque<_>) = untaken.partition(Incoming::is_call);
@@ -456,16 +447,10 @@ impl Queue {
     }
 }
 
-impl QueueState {
-    fn pop(&mut self) -> Option<Incoming> {
-        let incoming = self.incoming.pop_front()?;
-        self.bytes -= incoming.body.len();
-        Some(incoming)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     fn cast(body: &[u8]) -> Incoming {
@@ -492,6 +477,51 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_were_taken_together_count_until_each_is_received() {
+        let registry = Arc::new(Registry::default());
+        let mut mailbox = registry.register("a", 3).unwrap();
+        let deliver = |n| registry.mailboxes().deliver("a", || cast(&[n]));
+        assert!((0..3).all(|n| deliver(n).is_ok()));
+        for n in 0..10 {
+            assert_eq!(deliver(99), Err(Refused::MailboxFull));
+            assert_eq!(mailbox.try_recv().unwrap().body(), [n]);
+            assert_eq!(deliver(n + 3), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_run_delivers_what_there_is_room_for_and_refuses_the_rest_in_order() {
+        let registry = Arc::new(Registry::default());
+        let mut mailbox = registry.register("a", 2).unwrap();
+        let mailboxes = registry.mailboxes();
+        let (mut run, mut others) = (mailboxes.run("a"), mailboxes.run("a"));
+        let (mut gathered, mut gathered_by_others) = (Vec::new(), Vec::new());
+        assert_eq!(run.push(&mut gathered, || cast(b"1")), Ok(()));
+        assert_eq!(run.push(&mut gathered, || cast(b"2")), Ok(()));
+        assert_eq!(run.push(&mut gathered, || panic!("there is no room")), Err(Refused::MailboxFull));
+        assert_eq!(others.push(&mut gathered_by_others, || cast(b"other")), Ok(()));
+        assert_eq!(others.deliver(&mut gathered_by_others), None);
+        assert_eq!(run.deliver(&mut gathered), Some((Refused::MailboxFull, 1)));
+        let received: Vec<_> = std::iter::from_fn(|| mailbox.try_recv()).map(|m| m.body().to_vec()).collect();
+        assert_eq!(received, [b"other".to_vec(), b"1".to_vec()]);
+        assert_eq!(mailboxes.run("none").push(&mut gathered, || cast(b"")), Err(Refused::UnknownMailbox));
+    }
+
+    #[tokio::test]
+    async fn many_are_received_at_once_in_order() {
+        let registry = Arc::new(Registry::default());
+        let mut mailbox = registry.register("a", 10).unwrap();
+        assert!((0..7).all(|n| registry.mailboxes().deliver("a", || cast(&[n])).is_ok()));
+        let mut buffer = Vec::new();
+        assert_eq!(mailbox.recv_many(&mut buffer, 0).await, 0);
+        assert_eq!(mailbox.recv_many(&mut buffer, 5).await, 5);
+        assert_eq!(mailbox.recv_many(&mut buffer, 5).await, 2);
+        assert_eq!(buffer.iter().map(|m| m.body()[0]).collect::<Vec<_>>(), (0..7).collect::<Vec<_>>());
+        registry.close();
+        assert_eq!(mailbox.recv_many(&mut buffer, 5).await, 0);
+    }
+
+    #[test]
     fn a_mailbox_is_not_made_after_the_end_when_nobody_would_end_it() {
         let registry = Arc::new(Registry::default());
         registry.close();
@@ -506,7 +536,7 @@ mod tests {
         let (sender, mut receiver) = oneshot::channel();
         let reply = ReplyHandle::local(node.clone(), sender);
         let call = Incoming::new(node.clone(), 1, Body::default(), Some(reply));
-        registry.mailboxes().deliver("a", || call).unwrap();
+        assert!(registry.mailboxes().deliver("a", || call).is_ok());
         drop(mailbox);
         let answer = receiver.try_recv().unwrap();
         assert!(matches!(answer, Answer::Refused(Refused::UnknownMailbox)));

@@ -51,21 +51,57 @@ pub trait Request: Message {
     type Reply: Wire;
 }
 
+/// Bodies up to this long are kept without memory of their own: an allocation, freed by another thread than its
+/// own, costs more than all else that is done to a small message.
+const SMALL_BYTES: usize = 111;
+
 /// A received message: bytes that begin at a multiple of 16, so that rkyv reads them in place.
-#[derive(Clone, Default)]
-pub struct Body(AlignedVec);
+#[derive(Clone)]
+pub struct Body(Storage);
+
+#[derive(Clone)]
+enum Storage {
+    Small(Small),
+    Large(AlignedVec),
+}
+
+#[derive(Clone)]
+#[repr(C, align(16))]
+struct Small {
+    bytes: [u8; SMALL_BYTES],
+    length: u8,
+}
 
 impl Body {
     /// A copy of `bytes`.
     pub fn copy_from(bytes: &[u8]) -> Body {
-        let mut body = AlignedVec::with_capacity(bytes.len());
-        body.extend_from_slice(bytes);
-        Body(body)
+        if bytes.len() > SMALL_BYTES {
+            let mut body = AlignedVec::with_capacity(bytes.len());
+            body.extend_from_slice(bytes);
+            return Body(Storage::Large(body));
+        }
+        // At most 111.
+        let mut small = Small { bytes: [0; SMALL_BYTES], length: bytes.len() as u8 };
+        small.bytes[..bytes.len()].copy_from_slice(bytes);
+        Body(Storage::Small(small))
     }
 
     /// The bytes with their alignment.
     pub fn into_aligned(self) -> AlignedVec {
-        self.0
+        match self.0 {
+            Storage::Large(bytes) => bytes,
+            Storage::Small(_) => {
+                let mut bytes = AlignedVec::with_capacity(self.len());
+                bytes.extend_from_slice(&self);
+                bytes
+            }
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Body::copy_from(&[])
     }
 }
 
@@ -73,19 +109,22 @@ impl Deref for Body {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Storage::Small(small) => &small.bytes[..usize::from(small.length)],
+            Storage::Large(bytes) => bytes,
+        }
     }
 }
 
 impl From<AlignedVec> for Body {
     fn from(bytes: AlignedVec) -> Body {
-        Body(bytes)
+        Body(Storage::Large(bytes))
     }
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Body({} bytes)", self.0.len())
+        write!(f, "Body({} bytes)", self.len())
     }
 }
 
@@ -96,7 +135,7 @@ impl fmt::Debug for Body {
 pub fn encode<T: Wire>(value: &T) -> Result<Body, EncodeError> {
     let mut buffer = AlignedVec::new();
     encode_into(value, &mut buffer)?;
-    Ok(Body(buffer))
+    Ok(buffer.into())
 }
 
 /// The value in `bytes`, which are checked first. They must begin at a multiple of 16, as those of a
@@ -168,6 +207,19 @@ mod tests {
         let body = encode(&Pair { name: "n1".into(), number: 258 }).unwrap();
         let hex: String = body.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "6e31ffffffffffff0201000000000000");
+    }
+
+    #[test]
+    fn bodies_of_all_lengths_keep_their_bytes_and_alignment() {
+        for length in [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 1000] {
+            let bytes: Vec<_> = (0..length).map(|index| index as u8).collect();
+            let bodies = vec![Body::copy_from(&bytes); 3];
+            for body in bodies {
+                assert_eq!(&body[..], bytes);
+                assert_eq!(body.as_ptr() as usize % 16, 0, "{length}");
+                assert_eq!(&body.into_aligned()[..], bytes);
+            }
+        }
     }
 
     #[test]

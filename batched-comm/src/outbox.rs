@@ -25,6 +25,7 @@ use crate::error::{EncodeError, SendError};
 use crate::frame::Head;
 use crate::line::Line;
 use crate::name::NodeName;
+use crate::stats::Waiting;
 
 /// Replies may fill the buffer up to this many times its bound.
 const REPLY_RESERVE_FACTOR: usize = 2;
@@ -311,9 +312,11 @@ impl Outbox {
     }
 
     /// To be called now and then while there is a lane: sees to it that nobody who waits holds up others for ever.
-    pub(crate) fn tend(&self) {
+    /// Answers how much is in the buffer.
+    pub(crate) fn tend(&self) -> Waiting {
         let mut state = self.state();
         let queued_bytes = state.batcher.queued_bytes();
+        let waiting = Waiting { bytes: queued_bytes, messages: state.batcher.queued_messages() };
         let mut wakers = Vec::new();
         if queued_bytes < self.max_queued_bytes * REPLY_RESERVE_FACTOR {
             wakers.extend(state.answers.tend());
@@ -323,6 +326,7 @@ impl Outbox {
         }
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
+        waiting
     }
 
     /// A lane stands: messages are taken from now on.

@@ -7,6 +7,7 @@
 
 mod driver;
 mod lane;
+mod delivery;
 mod packing;
 
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ use crate::mailbox::Answer;
 use crate::message::Body;
 use crate::name::{ClusterId, MailboxName, NodeName};
 use crate::outbox::{Outbox, PushError, Urgency};
-use crate::stats::{Stats, Traffic};
+use crate::stats::{DropReason, Stats, Traffic};
 
 pub(crate) use driver::{Driver, Parts};
 
@@ -271,8 +272,8 @@ impl Peer {
     }
 
     /// A cast was not taken, and nobody is told.
-    pub(crate) fn dropped_cast(&self) {
-        self.stats.dropped(1);
+    pub(crate) fn dropped_cast(&self, error: &SendError) {
+        self.stats.dropped(DropReason::of(error), 1);
     }
 
     /// Hands the driver a connection that the peer dialled; gives it back when the driver is too busy.
@@ -409,7 +410,11 @@ impl Peer {
             let full = match self.outbox.push_from(place.as_ref(), &head, Urgency::Message, &encode) {
                 Ok(()) => {
                     drop(place);
-                    return self.outcome(pending.await, mailbox, timeout);
+                    let answer = pending.await;
+                    if let Answer::Reply(_) = answer {
+                        self.stats.answered(clock::now().saturating_duration_since(now));
+                    }
+                    return self.outcome(answer, mailbox, timeout);
                 }
                 Err(PushError::Refused(error)) => return Err(error.into()),
                 Err(PushError::Full) => true,

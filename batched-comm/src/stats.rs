@@ -1,12 +1,17 @@
 //! What went over a lane, counted; and the names under which it is published.
 //!
-//! Counted once per batch, so that counting costs nothing per message. The same numbers go to the
-//! `metrics` facade, labelled with `peer`.
+//! Counted once per batch, so that counting costs nothing per message; a call reads the clock once more when it
+//! is answered. The same numbers go to the `metrics` facade, labelled with `peer`, and what is a matter of the
+//! moment (queues, pending calls, round trip) is looked at every 50 ms while there is a connection.
+//!
+//! Every peer's metrics are made when it becomes known: a recorder that is installed later sees nothing of it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use metrics::Counter;
+use metrics::{Counter, Gauge, Histogram};
 
+use crate::error::SendError;
 use crate::name::NodeName;
 
 /// Metric: messages handed to QUIC.
@@ -25,10 +30,25 @@ pub const BATCHES_RECEIVED: &str = "batched_comm_batches_received_total";
 pub const RAW_BYTES_RECEIVED: &str = "batched_comm_raw_bytes_received_total";
 /// Metric: bytes received.
 pub const BYTES_RECEIVED: &str = "batched_comm_bytes_received_total";
-/// Metric: messages that were dropped: no connection, no mailbox, mailbox full, late reply.
+/// Metric: messages that were dropped here, with the label `reason`: `no_connection` (also what was waiting when
+/// a connection ended), `queue_full`, `unknown_mailbox`, `mailbox_full`, `late_reply`, or `unsendable` (too large,
+/// or not to be encoded). Under this node's own name: casts to this node, and to nodes that are no peers.
 pub const MESSAGES_DROPPED: &str = "batched_comm_messages_dropped_total";
 /// Metric: connections that came up after an earlier one.
 pub const RECONNECTS: &str = "batched_comm_reconnects_total";
+/// Metric: attempts to connect from this side, with the label `outcome`: `ok` or `failed`.
+pub const DIALS: &str = "batched_comm_dials_total";
+/// Metric, a gauge: bytes that wait to be handed to QUIC.
+pub const QUEUED_BYTES: &str = "batched_comm_queued_bytes";
+/// Metric, a gauge: messages that wait to be handed to QUIC.
+pub const QUEUED_MESSAGES: &str = "batched_comm_queued_messages";
+/// Metric, a gauge: calls whose answer has not come.
+pub const PENDING_CALLS: &str = "batched_comm_pending_calls";
+/// Metric, a histogram: seconds from a call to its answer, waiting for a connection and for room included; calls
+/// that were not answered are not in it.
+pub const CALL_SECONDS: &str = "batched_comm_call_seconds";
+/// Metric, a gauge: seconds that QUIC takes a round trip for, smoothed.
+pub const ROUND_TRIP_SECONDS: &str = "batched_comm_round_trip_seconds";
 
 /// Counts of one peer since it became known. Subtract an earlier one to get a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,6 +114,85 @@ pub struct PerBatch {
     pub bytes: f64,
 }
 
+/// Why a message was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DropReason {
+    NoConnection,
+    QueueFull,
+    UnknownMailbox,
+    MailboxFull,
+    LateReply,
+    Unsendable,
+}
+
+impl DropReason {
+    const ALL: [DropReason; 6] = [
+        DropReason::NoConnection,
+        DropReason::QueueFull,
+        DropReason::UnknownMailbox,
+        DropReason::MailboxFull,
+        DropReason::LateReply,
+        DropReason::Unsendable,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            DropReason::NoConnection => "no_connection",
+            DropReason::QueueFull => "queue_full",
+            DropReason::UnknownMailbox => "unknown_mailbox",
+            DropReason::MailboxFull => "mailbox_full",
+            DropReason::LateReply => "late_reply",
+            DropReason::Unsendable => "unsendable",
+        }
+    }
+
+    /// Why a message was not taken.
+    pub(crate) fn of(error: &SendError) -> DropReason {
+        match error {
+            SendError::UnknownPeer { .. } | SendError::NotConnected { .. } | SendError::ShutDown => {
+                DropReason::NoConnection
+            }
+            SendError::Full { .. } | SendError::TooManyCalls { .. } => DropReason::QueueFull,
+            SendError::UnknownMailbox { .. } => DropReason::UnknownMailbox,
+            SendError::MailboxFull { .. } => DropReason::MailboxFull,
+            SendError::TooLarge { .. } | SendError::Encode(_) | SendError::NotUnderstood { .. } => {
+                DropReason::Unsendable
+            }
+        }
+    }
+}
+
+/// Dropped messages, all together and by reason.
+pub(crate) struct Drops {
+    total: AtomicU64,
+    by_reason: [Counter; DropReason::ALL.len()],
+}
+
+impl Drops {
+    pub(crate) fn new(peer: &NodeName) -> Drops {
+        let counter = |reason: DropReason| metrics::counter!(MESSAGES_DROPPED, "peer" => peer.to_string(), "reason" => reason.label());
+        Drops { total: AtomicU64::new(0), by_reason: DropReason::ALL.map(counter) }
+    }
+
+    pub(crate) fn add(&self, reason: DropReason, messages: u64) {
+        if messages > 0 {
+            self.total.fetch_add(messages, Relaxed);
+            self.by_reason[reason as usize].increment(messages);
+        }
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Relaxed)
+    }
+}
+
+/// What waits at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Waiting {
+    pub(crate) bytes: usize,
+    pub(crate) messages: u64,
+}
+
 /// A number in an atomic and in a metric.
 struct Count {
     value: AtomicU64,
@@ -127,14 +226,23 @@ pub(crate) struct Stats {
     batches_received: Count,
     raw_bytes_received: Count,
     bytes_received: Count,
-    messages_dropped: Count,
+    messages_dropped: Drops,
     connections: AtomicU64,
     reconnects: Counter,
+    dials: Counter,
+    failed_dials: Counter,
+    queued_bytes: Gauge,
+    queued_messages: Gauge,
+    pending_calls: Gauge,
+    call_seconds: Histogram,
+    round_trip_seconds: Gauge,
 }
 
 impl Stats {
     pub(crate) fn new(peer: &NodeName) -> Stats {
         let count = |name: &'static str| Count::new(metrics::counter!(name, "peer" => peer.to_string()));
+        let gauge = |name: &'static str| metrics::gauge!(name, "peer" => peer.to_string());
+        let dials = |outcome: &'static str| metrics::counter!(DIALS, "peer" => peer.to_string(), "outcome" => outcome);
         Stats {
             messages_sent: count(MESSAGES_SENT),
             batches_sent: count(BATCHES_SENT),
@@ -144,9 +252,16 @@ impl Stats {
             batches_received: count(BATCHES_RECEIVED),
             raw_bytes_received: count(RAW_BYTES_RECEIVED),
             bytes_received: count(BYTES_RECEIVED),
-            messages_dropped: count(MESSAGES_DROPPED),
+            messages_dropped: Drops::new(peer),
             connections: AtomicU64::new(0),
             reconnects: metrics::counter!(RECONNECTS, "peer" => peer.to_string()),
+            dials: dials("ok"),
+            failed_dials: dials("failed"),
+            queued_bytes: gauge(QUEUED_BYTES),
+            queued_messages: gauge(QUEUED_MESSAGES),
+            pending_calls: gauge(PENDING_CALLS),
+            call_seconds: metrics::histogram!(CALL_SECONDS, "peer" => peer.to_string()),
+            round_trip_seconds: gauge(ROUND_TRIP_SECONDS),
         }
     }
 
@@ -165,8 +280,28 @@ impl Stats {
         self.bytes_received.add(bytes);
     }
 
-    pub(crate) fn dropped(&self, messages: u64) {
-        self.messages_dropped.add(messages);
+    pub(crate) fn dropped(&self, reason: DropReason, messages: u64) {
+        self.messages_dropped.add(reason, messages);
+    }
+
+    pub(crate) fn dialled(&self, reached: bool) {
+        let dials = if reached { &self.dials } else { &self.failed_dials };
+        dials.increment(1);
+    }
+
+    /// How it stands at this moment.
+    pub(crate) fn waits(&self, waiting: Waiting, pending_calls: usize) {
+        self.queued_bytes.set(waiting.bytes as f64);
+        self.queued_messages.set(waiting.messages as f64);
+        self.pending_calls.set(pending_calls as f64);
+    }
+
+    pub(crate) fn answered(&self, after: Duration) {
+        self.call_seconds.record(after);
+    }
+
+    pub(crate) fn round_trip(&self, time: Duration) {
+        self.round_trip_seconds.set(time);
     }
 
     pub(crate) fn connected(&self) {
@@ -185,7 +320,7 @@ impl Stats {
             batches_received: self.batches_received.get(),
             raw_bytes_received: self.raw_bytes_received.get(),
             bytes_received: self.bytes_received.get(),
-            messages_dropped: self.messages_dropped.get(),
+            messages_dropped: self.messages_dropped.total(),
             connections: self.connections.load(Relaxed),
         }
     }
@@ -205,7 +340,7 @@ mod tests {
         assert_eq!(stats.traffic().since(&before).per_batch_sent(), None, "empty when idle");
         stats.sent(5, 2, 800, 400);
         stats.received(2, 200, 60);
-        stats.dropped(1);
+        stats.dropped(DropReason::QueueFull, 1);
         let period = stats.traffic().since(&before);
         let expected = Traffic {
             messages_sent: 5,

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use metrics::Counter;
 use rkyv::util::AlignedVec;
 use tokio::runtime;
 use tokio::sync::{broadcast, oneshot};
@@ -24,7 +23,7 @@ use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
 use crate::message::Body;
 use crate::name::{Address, NodeName};
 use crate::peer::{Driver, Parts, Peer, PeerEvent, PeerState, Stop, Wanted, refused_call};
-use crate::stats::MESSAGES_DROPPED;
+use crate::stats::{DropReason, Drops};
 use crate::watches::Watches;
 
 /// Peers that are known at once; who comes beyond is turned away.
@@ -50,8 +49,7 @@ pub(super) struct Shared {
     tasks: Mutex<Option<JoinSet<()>>>,
     closed: AtomicBool,
     /// Casts that no peer counts: to this node itself, or to nobody known.
-    dropped_casts: AtomicU64,
-    dropped_casts_metric: Counter,
+    dropped_casts: Drops,
     /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
     runtime: runtime::Handle,
     chance: Arc<Chance>,
@@ -147,8 +145,8 @@ impl Shared {
         runtime: runtime::Handle,
         chance: Arc<Chance>,
     ) -> Shared {
-        let dropped_casts_metric = metrics::counter!(MESSAGES_DROPPED, "peer" => name.to_string());
         Shared {
+            dropped_casts: Drops::new(&name),
             name,
             address,
             limits: Mutex::new(Limits::new(config.batching())),
@@ -161,8 +159,6 @@ impl Shared {
             watches: Arc::new(Watches::new()),
             tasks: Mutex::new(Some(JoinSet::new())),
             closed: AtomicBool::new(false),
-            dropped_casts: AtomicU64::new(0),
-            dropped_casts_metric,
             config,
             runtime,
             chance,
@@ -273,20 +269,19 @@ impl Shared {
     ) {
         let sent = target.and_then(|target| {
             let sent = target.try_send(self, to, type_number, encode);
-            if let (Err(_), Target::Peer(peer)) = (&sent, &target) {
-                peer.dropped_cast();
+            if let (Err(error), Target::Peer(peer)) = (&sent, &target) {
+                peer.dropped_cast(error);
                 return Ok(());
             }
             sent
         });
-        if sent.is_err() {
-            self.dropped_casts.fetch_add(1, Ordering::Relaxed);
-            self.dropped_casts_metric.increment(1);
+        if let Err(error) = sent {
+            self.dropped_casts.add(DropReason::of(&error), 1);
         }
     }
 
     pub(super) fn dropped_casts(&self) -> u64 {
-        self.dropped_casts.load(Ordering::Relaxed)
+        self.dropped_casts.total()
     }
 
     pub(super) fn send_local(&self, to: &Address, type_number: u32, body: Body) -> Result<(), SendError> {
@@ -326,10 +321,7 @@ impl Shared {
         let incoming = || Incoming::new(self.name.clone(), type_number, body, reply);
         let delivered = self.registry.mailboxes().deliver(to.mailbox.as_str(), incoming);
         match delivered {
-            Ok(waker) => {
-                waker.into_iter().for_each(std::task::Waker::wake);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(refused) => match refused_call(self.name.clone(), &to.mailbox, refused) {
                 CallError::NotSent(error) => Err(error),
                 _ => Err(SendError::ShutDown),

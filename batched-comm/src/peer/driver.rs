@@ -23,6 +23,7 @@ use crate::link::{Close, Link, Linker, Reached};
 use crate::mailbox::{Answer, Registry};
 use crate::name::ClusterId;
 use crate::outbox::{Finish, Urgency};
+use crate::stats::{DropReason, Waiting};
 use crate::watches::Watches;
 
 /// How often silence is looked for.
@@ -133,10 +134,12 @@ impl Driver {
                         dial = Some(self.greet(reached));
                     }
                     Step::Greeted(link) => {
+                        self.peer.stats.dialled(true);
                         return Some(Established { link: *link, dialled: Dialled::ByUs });
                     }
                     Step::Failed(error) => {
                         dial = None;
+                        self.peer.stats.dialled(false);
                         tracing::debug!(peer = %self.peer.name, %error, "dialling failed");
                         self.peer.status().last_error = Some(error.to_string());
                         let retry_at = self.retry_at();
@@ -312,7 +315,7 @@ impl Driver {
                         return End::Down(reason);
                     }
                     self.peer.bulk.sweep();
-                    self.peer.outbox.tend();
+                    self.look_at_queues();
                 }
                 () = sweep, if sweep_at.is_some() => {
                     last_sweep = clock::now();
@@ -361,13 +364,19 @@ impl Driver {
                 // Has no end.
                 () = &mut expiring => continue,
                 _ = ticks.tick() => {
-                    self.peer.outbox.tend();
+                    self.look_at_queues();
                     continue;
                 }
             };
             closing = advance_closing(closing, event);
         }
         None
+    }
+
+    /// Tends them, and publishes what waits.
+    fn look_at_queues(&self) {
+        let waiting = self.peer.outbox.tend();
+        self.peer.stats.waits(waiting, self.peer.calls().pending());
     }
 
     fn watch_interval(&self) -> Duration {
@@ -389,7 +398,9 @@ impl Driver {
     /// Looks for silence: `Some` when the peer is dead.
     fn look(&mut self, connection: &quinn::Connection, heard: &mut Heard) -> Option<DownReason> {
         let now = clock::now();
-        let datagrams = connection.stats().udp_rx.datagrams;
+        let quic = connection.stats();
+        self.peer.stats.round_trip(quic.path.rtt);
+        let datagrams = quic.udp_rx.datagrams;
         if datagrams != heard.datagrams {
             *heard = Heard { datagrams, at: now };
             if matches!(self.connection, Connection::Suspect { .. }) {
@@ -424,7 +435,8 @@ impl Driver {
         connection.close(close.code(), reason.to_string().as_bytes());
         tasks.shutdown().await;
         self.fail_calls(&unsent);
-        self.peer.stats.dropped(unsent.messages);
+        self.peer.stats.dropped(DropReason::NoConnection, unsent.messages);
+        self.peer.stats.waits(Waiting::default(), 0);
         if close != Close::Replaced {
             self.peer.bulk.close(instance, close);
         }

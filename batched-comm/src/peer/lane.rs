@@ -8,17 +8,16 @@ use std::sync::Arc;
 use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt};
 use rkyv::util::AlignedVec;
 
+use super::delivery::Delivery;
 use super::packing::Packing;
 use super::{DownReason, Peer};
 use crate::batcher::Gathered;
-use crate::calls::Delivered;
 use crate::compression::{Compressions, Unpacker};
 use crate::config::Compression;
 use crate::error::FrameError;
-use crate::frame::{self, ALIGNMENT, BATCH_HEADER_BYTES, Frame, Frames, Kind, MAX_BATCH_FRAMES_BYTES, Refused};
+use crate::frame::{ALIGNMENT, BATCH_HEADER_BYTES, MAX_BATCH_FRAMES_BYTES};
 use crate::link::describe;
-use crate::mailbox::{Answer, Incoming, Mailboxes, Registry, ReplyHandle};
-use crate::message::Body;
+use crate::mailbox::Registry;
 use crate::outbox::Next;
 
 /// The receive buffer of an idle lane; it grows as bytes come, never because a length is claimed.
@@ -27,8 +26,6 @@ const IDLE_BUFFER_BYTES: usize = 64 * 1024;
 const MAX_IDLE_BUFFER_BYTES: usize = 1024 * 1024;
 /// It never grows beyond one batch.
 const MAX_BUFFER_BYTES: usize = (BATCH_HEADER_BYTES + MAX_BATCH_FRAMES_BYTES).next_multiple_of(ALIGNMENT);
-/// Others have a turn after as many bytes were unpacked: a few bytes can stand for very many.
-const TURN_BYTES: usize = 1024 * 1024;
 
 /// How a task of a lane ended.
 pub(super) enum Ended {
@@ -109,7 +106,7 @@ pub(super) async fn read(mut recv: RecvStream, peer: Arc<Peer>, registry: Arc<Re
     let mut buffer = AlignedVec::<ALIGNMENT>::new();
     buffer.resize(IDLE_BUFFER_BYTES, 0);
     let mut filled = 0;
-    let mut delivery = Delivery { peer, registry, lane, answers: Vec::new() };
+    let mut delivery = Delivery::new(peer, registry, lane);
     let mut unpacker = Unpacker::default();
     loop {
         if filled == buffer.len() {
@@ -161,114 +158,5 @@ pub(super) fn lost(error: &quinn::ConnectionError) -> DownReason {
         quinn::ConnectionError::Reset => DownReason::Restarted,
         quinn::ConnectionError::TimedOut => DownReason::Dead,
         other => DownReason::Lost { reason: describe(other) },
-    }
-}
-
-struct Delivery {
-    peer: Arc<Peer>,
-    registry: Arc<Registry>,
-    lane: u64,
-    /// The answers of one batch; kept for its memory.
-    answers: Vec<(u64, Answer)>,
-}
-
-/// How far a delivery came.
-struct Progress {
-    /// Of the bytes that were given.
-    bytes: usize,
-    /// To let others have a turn: there may be more.
-    interrupted: bool,
-}
-
-impl Delivery {
-    /// Delivers the complete batches in `bytes`.
-    fn deliver(&mut self, bytes: &[u8], unpacker: &mut Unpacker) -> Result<Progress, FrameError> {
-        let mut consumed = 0;
-        let mut unpacked_bytes = 0;
-        while let Some(batch) = frame::next_batch(&bytes[consumed..])? {
-            let delivered = self.deliver_batch(batch.frames(unpacker)?);
-            self.answer_calls();
-            delivered?;
-            let raw_bytes = BATCH_HEADER_BYTES + batch.raw_bytes;
-            self.peer.stats.received(u64::from(batch.messages), raw_bytes as u64, batch.total_bytes as u64);
-            consumed += batch.total_bytes;
-            if batch.compression != Compression::None {
-                unpacked_bytes += batch.raw_bytes;
-                if unpacked_bytes >= TURN_BYTES {
-                    return Ok(Progress { bytes: consumed, interrupted: true });
-                }
-            }
-        }
-        Ok(Progress { bytes: consumed, interrupted: false })
-    }
-
-    fn deliver_batch(&mut self, frames: Frames<'_>) -> Result<(), FrameError> {
-        let mailboxes = self.registry.mailboxes();
-        let mut dropped = 0;
-        for frame in frames {
-            let frame = frame?;
-            let head = frame.head;
-            match head.kind {
-                Kind::Reply => {
-                    self.answers.push((head.call, Answer::Reply(Body::copy_from(frame.body))));
-                }
-                Kind::Refused => {
-                    let refused = Refused::from_number(head.type_number);
-                    self.answers.push((head.call, Answer::Refused(refused)));
-                }
-                Kind::Cluster => {
-                    // The driver compares it.
-                    self.peer.status().cluster = Some(frame::cluster_in(frame.body)?);
-                    self.peer.sooner.notify_one();
-                }
-                Kind::Cast => dropped += self.deliver_frame(&mailboxes, head.mailbox, &frame, None),
-                Kind::CastMany => {
-                    for mailbox in head.mailbox.split(frame::MAILBOX_SEPARATOR) {
-                        dropped += self.deliver_frame(&mailboxes, mailbox, &frame, None);
-                    }
-                }
-                Kind::Call => dropped += self.deliver_frame(&mailboxes, head.mailbox, &frame, Some(head.call)),
-            }
-        }
-        self.peer.stats.dropped(dropped);
-        Ok(())
-    }
-
-    /// Delivers a message to one mailbox; answers how many were dropped.
-    fn deliver_frame(&self, mailboxes: &Mailboxes<'_>, mailbox: &str, frame: &Frame<'_>, call: Option<u64>) -> u64 {
-        let reply = || call.map(|call| ReplyHandle::remote(self.peer.outbox.clone(), self.lane, call));
-        let incoming = || {
-            let body = Body::copy_from(frame.body);
-            Incoming::new(self.peer.name.clone(), frame.head.type_number, body, reply())
-        };
-        match mailboxes.deliver(mailbox, incoming) {
-            Ok(waker) => {
-                waker.into_iter().for_each(std::task::Waker::wake);
-                0
-            }
-            Err(refused) => {
-                reply().into_iter().for_each(|reply| reply.refuse(refused));
-                1
-            }
-        }
-    }
-
-    /// Hands the answers of a batch to their callers, under one lock.
-    fn answer_calls(&mut self) {
-        if self.answers.is_empty() {
-            return;
-        }
-        let mut late = 0;
-        let mut wakers = Vec::with_capacity(self.answers.len());
-        let mut calls = self.peer.calls();
-        for (call, answer) in self.answers.drain(..) {
-            match calls.answer(call, answer) {
-                Delivered::To(waker) => wakers.extend(waker),
-                Delivered::Late => late += 1,
-            }
-        }
-        drop(calls);
-        wakers.into_iter().for_each(std::task::Waker::wake);
-        self.peer.stats.dropped(late);
     }
 }

@@ -12,6 +12,7 @@ mod lifecycle;
 mod limits;
 mod liveness;
 mod messages;
+mod metrics;
 mod order;
 mod refusals;
 mod rotation;

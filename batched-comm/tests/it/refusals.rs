@@ -385,6 +385,38 @@ async fn compressed_bombs_close_the_connection_with_a_reason() {
     victim.lives().await;
 }
 
+#[cfg(feature = "zstd")]
+#[tokio::test]
+async fn few_bytes_that_stand_for_very_many_let_others_have_their_turns() {
+    const COUNT: usize = 60;
+    let victim = victim().await;
+    // A cast of 8 MiB of zeros: a block of 32 bytes as they are, and 64 of one zero repeated 131,072 times.
+    let mut head = [0; 32];
+    head[..2].copy_from_slice(&[1, 4]);
+    head[16..20].copy_from_slice(&(8u32 << 20).to_le_bytes());
+    head[24..28].copy_from_slice(b"none");
+    let zeros = [[2, 0, 0x10, 0]; 63].concat();
+    let packed = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x58, 0, 1, 0][..], &head, &zeros, &[3, 0, 0x10, 0]].concat();
+    let bytes = [hello("mallory", 1, 1), packed_batch(2, &packed, 32 + (8 << 20)).repeat(COUNT)].concat();
+    let connection = victim.stranger(Some("mallory")).connect(&victim.endpoint).await.unwrap();
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    send.write_all(&bytes).await.unwrap();
+    let received = || {
+        let peers = victim.endpoint.peers();
+        peers.iter().find(|peer| peer.name.as_str() == "mallory").map_or(0, |peer| peer.traffic.messages_received)
+    };
+    let mut longest_run = 0;
+    let mut before = 0;
+    while before < COUNT as u64 {
+        // Everything is on this thread: a call is answered in between, or not at all.
+        victim.lives().await;
+        longest_run = longest_run.max(received() - before);
+        before = received();
+    }
+    assert!(longest_run <= COUNT as u64 / 4, "{longest_run} batches in a row");
+    assert_eq!(connection.close_reason(), None, "there is nothing wrong with them");
+}
+
 #[tokio::test]
 async fn bad_bulk_headers_are_refused_and_the_next_transfer_works() {
     let victim = victim().await;
