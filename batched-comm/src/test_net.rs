@@ -37,8 +37,9 @@
 //! dialling, its connection ids, and what QUIC draws. Not reproducible are the keys and signatures of TLS
 //! (a signature's length can differ by a byte or two, and with it a datagram's), the order in which
 //! `tokio::select!` looks at branches that are ready at the same moment, and on a runtime of several threads
-//! the order of tasks. On a paused runtime of one thread a seed gives the same faults at the same times, and
-//! nearly always the same course of events.
+//! the order of tasks. One datagram more or less shifts all that is drawn after it. So a seed is a sample, not
+//! a recording: what a test does by a seed of its own comes at the same times again, but a long and busy run
+//! takes another course each time. Repeat a seed that failed until it fails again.
 
 mod socket;
 mod state;

@@ -4,7 +4,8 @@
 //! their own. Meanwhile links are cut, connections dropped, nodes crashed, restarted, removed and named again. The
 //! [`Ledger`] knows what was sent over which connection and judges each message and each answer when it comes.
 //!
-//! `BATCHED_COMM_SEEDS` says which seeds: how many (`1000`), or which (`17..18`).
+//! `BATCHED_COMM_SEEDS` says which seeds: how many (`1000`), or which (`17..18`). The faults of a seed
+//! are the same each time, the course of events is not: a seed that failed may have to be repeated.
 
 mod ledger;
 
