@@ -96,7 +96,6 @@ impl Packer {
     }
 
     #[cfg(not(feature = "zstd"))]
-    #[expect(clippy::unused_self, reason = "as with the feature")]
     fn zstd(&mut self, _raw: &[u8], _out: &mut [u8]) -> Option<usize> {
         None
     }

@@ -263,6 +263,13 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_what_is_allowed() {
         let error = Batching::default().with_max_batch_messages(0).unwrap_err();
         assert_eq!(error.to_string(), "max_batch_messages = 0: allowed is 1 to 65536");
+        let zstd = Batching::default().with_compression(Compression::Zstd);
+        if cfg!(feature = "zstd") {
+            assert_eq!(zstd.unwrap().compression(), Compression::Zstd);
+        } else {
+            let error = zstd.unwrap_err().to_string();
+            assert_eq!(error, "compression = Zstd: allowed is None or Lz4: this was built without the feature zstd");
+        }
         let ms = Duration::from_millis;
         let config = EndpointConfig::new();
         assert!(config.clone().with_liveness(ms(100), ms(150), ms(1000)).is_err());
