@@ -47,6 +47,10 @@ pub async fn hellos_that_are_wrong_are_told_so(scene: &mut Scene) {
 pub async fn hellos_that_never_end_are_cut_off(scene: &mut Scene) {
     let tasks = scene.victim.status().tasks;
     let stranger = Arc::new(scene.stranger("mallory"));
+    let early = stranger.connect(scene.victim.address).await.unwrap();
+    let _only = early.open_bi().await.unwrap();
+    let second = timeout(Duration::from_millis(200), early.open_bi()).await;
+    assert!(second.is_err(), "before the hello there is one stream, so nothing piles up in others");
     let mut ends = JoinSet::new();
     for n in 0..400 {
         let (stranger, to) = (stranger.clone(), scene.victim.address);

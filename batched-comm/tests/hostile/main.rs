@@ -36,7 +36,7 @@ const MIB: usize = 1024 * KIB;
 const SLACK: usize = 12 * MIB;
 /// One connection from its first packet to three seconds after its end: QUIC's state, TLS, packets under way, its
 /// two tasks. About 40 KiB were measured.
-const HANDSHAKE_BYTES: usize = 64 * KIB;
+const HANDSHAKE_BYTES: usize = 48 * KIB;
 /// `MAX_UNSETTLED` in endpoint/accept.rs.
 const MAX_UNSETTLED: usize = 1024;
 /// The largest message, and the largest batch with its header: a receive buffer grows to this when so much comes.
