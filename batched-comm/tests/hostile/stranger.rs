@@ -47,6 +47,8 @@ impl Stranger {
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
         let mut transport = quinn::TransportConfig::default();
         transport.keep_alive_interval(Some(Duration::from_secs(1)));
+        // A goodbye in the handshake may be lost, and is waited for this long.
+        transport.max_idle_timeout(Some(Duration::from_secs(6).try_into().unwrap()));
         client.transport_config(Arc::new(transport));
         let mut quic = quinn::Endpoint::client(LOOPBACK.parse().unwrap()).unwrap();
         quic.set_default_client_config(client);
