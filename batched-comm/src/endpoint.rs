@@ -24,10 +24,11 @@ use crate::compression::Compressions;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{BindError, BulkError, ConfigError, ConnectError, MailboxError, SendError};
 use crate::hello::{Introduction, Purpose};
-use crate::link::{Close, Linker, dialled_by_peer, dialled_by_us};
+use crate::link::{Close, Linker, MAX_DATAGRAM_BYTES, dialled_by_peer, dialled_by_us};
 use crate::mailbox::Mailbox;
 use crate::message::Message;
 use crate::name::{Address, ClusterId, NodeName};
+use crate::network::{Network, NetworkRuntime};
 use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerState, PeerStatus, Stop};
 use crate::socket::ClosableSocket;
 use crate::tls::Identity;
@@ -86,11 +87,15 @@ impl Endpoint {
         identity: Identity,
         config: EndpointConfig,
     ) -> Result<Endpoint, BindError> {
-        let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
+        let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let failed = |source| bind_error(address, source);
         let socket = bind_socket(address).map_err(failed)?;
+        let (network, own_thread) = Network::on_own_thread().map_err(failed)?;
+        // QUIC's socket and timers are those of the network's thread.
+        let _entered = own_thread.enter();
+        let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
-        Self::start(socket, runtime, address, identity, config, Chance::System)
+        Self::start((socket, runtime), (handle, network), address, identity, config, Chance::System)
     }
 
     /// Joins a simulated network at `address`, which is made up (port 0: any free one).
@@ -106,24 +111,26 @@ impl Endpoint {
     ) -> Result<Endpoint, BindError> {
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
         let (socket, seed) = net.bind(address, &identity).map_err(|source| bind_error(address, source))?;
-        Self::start(socket, runtime, address, identity, config, Chance::seeded(seed))
+        let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
+        let network = Network::on(&handle);
+        Self::start((socket, runtime), (handle, network), address, identity, config, Chance::seeded(seed))
     }
 
     /// A node over any socket for datagrams. `address` is for errors.
     fn start(
-        socket: Arc<dyn quinn::AsyncUdpSocket>,
-        runtime: Arc<dyn quinn::Runtime>,
+        (socket, quic_runtime): (Arc<dyn quinn::AsyncUdpSocket>, Arc<dyn quinn::Runtime>),
+        (handle, network): (runtime::Handle, Network),
         address: SocketAddr,
         identity: Identity,
         config: EndpointConfig,
         chance: Chance,
     ) -> Result<Endpoint, BindError> {
         let (server, client) = tls_configs(&identity, &config)?;
-        let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let failed = |source: io::Error| BindError::Socket { address, source };
         let socket = Arc::new(ClosableSocket::new(socket).map_err(failed)?);
         let chance = Arc::new(chance);
-        let quic_config = identity.quic_config(&chance);
+        let quic_config = identity.quic_config(&chance, MAX_DATAGRAM_BYTES);
+        let runtime = Arc::new(NetworkRuntime::new(network.clone(), quic_runtime));
         let quic = quinn::Endpoint::new_with_abstract_socket(quic_config, Some(server), socket.clone(), runtime);
         let quic = quic.map_err(failed)?;
         let local_address = quic.local_addr().map_err(failed)?;
@@ -132,7 +139,7 @@ impl Endpoint {
             Introduction { name: identity.name().clone(), cluster: None, instance, compressions: Compressions::OWN };
         let linker = Linker::new(quic, socket, client, own, config.hello_timeout());
         let name = identity.name().clone();
-        let shared = Arc::new(Shared::new(name, local_address, linker, config, handle, chance));
+        let shared = Arc::new(Shared::new(name, local_address, linker, config, (handle, network), chance));
         shared.spawn(accept::run(shared.clone()));
         Ok(Endpoint { handle: Arc::new(Handle { shared }) })
     }

@@ -25,6 +25,7 @@ mod compression;
 pub mod tls;
 pub mod stats;
 mod config;
+mod network;
 mod chance;
 mod clock;
 mod error;

@@ -5,7 +5,8 @@ use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use quinn::{IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::congestion::CubicConfig;
+use quinn::{IdleTimeout, MtuDiscoveryConfig, RecvStream, SendStream, TransportConfig, VarInt};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::EndpointConfig;
@@ -26,6 +27,13 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const STRANGER_WINDOW_BYTES: u32 = 16 * 1024;
 /// What waits in QUIC to be acknowledged: the depth of this queue is what bulk costs calls.
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// The largest datagram that is looked for on a path; networks with jumbo frames, and loopback, carry it, and it saves
+/// a third of the CPU time per byte. The ten that quinn hands to the system at once stay below the 64 KiB that it takes:
+/// with larger ones they would all be lost, and QUIC would go back to its smallest size.
+pub(crate) const MAX_DATAGRAM_BYTES: u16 = 6_500;
+/// What may be on its way before anything is known of a path: ten datagrams (RFC 6928 has ten segments). With quinn's
+/// default of two large ones, the looking for a size alone could fill it, and then not even a goodbye leaves.
+const INITIAL_WINDOW_BYTES: u64 = 10 * MAX_DATAGRAM_BYTES as u64;
 /// How long who was refused may take to read why.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often it is looked whether nobody is within a call into the socket any more.
@@ -297,6 +305,10 @@ fn transport(config: &EndpointConfig) -> TransportConfig {
     let mut transport = TransportConfig::default();
     // The config's range is far below what QUIC can say.
     let idle = IdleTimeout::try_from(config.dead_after()).ok();
+    let mut mtu_discovery = MtuDiscoveryConfig::default();
+    mtu_discovery.upper_bound(MAX_DATAGRAM_BYTES);
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW_BYTES);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -306,7 +318,8 @@ fn transport(config: &EndpointConfig) -> TransportConfig {
         .send_window(SEND_WINDOW_BYTES)
         .keep_alive_interval(Some(config.ping_interval()))
         .max_idle_timeout(idle)
-        .congestion_controller_factory(Arc::new(quinn::congestion::CubicConfig::default()));
+        .mtu_discovery_config(Some(mtu_discovery))
+        .congestion_controller_factory(Arc::new(congestion));
     transport
 }
 

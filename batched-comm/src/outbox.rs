@@ -389,8 +389,11 @@ impl Outbox {
             }
             self.filled.notified().await;
         };
-        // Whoever is ready to send goes first: this is what makes batches.
-        tokio::task::yield_now().await;
+        // Whoever is ready to send goes first: this is what makes batches. One message at a time is most likely one
+        // caller at a time, whom it would only delay.
+        if spare.messages > 1 {
+            tokio::task::yield_now().await;
+        }
         if !max_wait.is_zero() {
             // Elapsing is what it is for.
             let _ = tokio::time::timeout(max_wait, self.batch_closed.notified()).await;

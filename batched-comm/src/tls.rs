@@ -183,9 +183,11 @@ impl Identity {
 
     /// How quinn makes connection ids and reset tokens. Both follow from the node's key, so that a
     /// restarted node answers packets of its former connections with resets that the peers believe.
-    pub(crate) fn quic_config(&self, chance: &Arc<Chance>) -> quinn::EndpointConfig {
+    pub(crate) fn quic_config(&self, chance: &Arc<Chance>, max_datagram_bytes: u16) -> quinn::EndpointConfig {
         let id_key = self.key_for(b"connection ids");
         let mut config = quinn::EndpointConfig::new(Arc::new(self.reset_key()));
+        // Its range begins at 1,200.
+        let _ = config.max_udp_payload_size(max_datagram_bytes);
         config.rng_seed(chance.seed());
         let chance = chance.clone();
         config.cid_generator(move || Box::new(OwnConnectionIds { key: id_key.clone(), chance: chance.clone() }));

@@ -1,15 +1,15 @@
 //! A typed address: message type, node and mailbox, looked up once.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::shared::{Shared, Target};
 use crate::error::{CallError, SendError};
 use crate::message::{self, Message, Request};
 use crate::name::Address;
-use crate::peer::Peer;
 
 /// Sends messages of one type to one mailbox; made by [`Endpoint::sender`](crate::Endpoint::sender).
 ///
@@ -20,14 +20,15 @@ use crate::peer::Peer;
 pub struct Sender<M> {
     shared: Arc<Shared>,
     to: Address,
-    /// As last found; a peer that was removed is looked for again.
-    found: RwLock<Option<Arc<Peer>>>,
+    /// The first that was found: messages to it touch no count that other threads touch. Should it be removed, its
+    /// successor is looked for each time.
+    found: OnceLock<Target>,
     message: PhantomData<fn(&M)>,
 }
 
 impl<M: Message> Sender<M> {
     pub(super) fn new(shared: Arc<Shared>, to: Address) -> Sender<M> {
-        Sender { shared, to, found: RwLock::new(None), message: PhantomData }
+        Sender { shared, to, found: OnceLock::new(), message: PhantomData }
     }
 
     /// Where it sends to.
@@ -59,19 +60,20 @@ impl<M: Message> Sender<M> {
         self.shared.cast(self.target(), &self.to, M::TYPE, encode);
     }
 
-    fn target(&self) -> Result<Target, SendError> {
+    fn target(&self) -> Result<Cow<'_, Target>, SendError> {
         if self.shared.is_closed() {
             return Err(SendError::ShutDown);
         }
-        if let Some(peer) = &*self.found.read().unwrap_or_else(PoisonError::into_inner)
-            && !peer.is_removed()
+        if let Some(Target::Peer(peer)) = self.found.get()
+            && peer.is_removed()
         {
-            return Ok(Target::Peer(peer.clone()));
+            return self.shared.target(&self.to.node).map(Cow::Owned);
         }
-        let target = self.shared.target(&self.to.node);
-        let found = if let Ok(Target::Peer(peer)) = &target { Some(peer.clone()) } else { None };
-        *self.found.write().unwrap_or_else(PoisonError::into_inner) = found;
-        target
+        if let Some(found) = self.found.get() {
+            return Ok(Cow::Borrowed(found));
+        }
+        let target = self.shared.target(&self.to.node)?;
+        Ok(Cow::Borrowed(self.found.get_or_init(|| target)))
     }
 }
 
@@ -88,8 +90,7 @@ impl<R: Request> Sender<R> {
 
 impl<M> Clone for Sender<M> {
     fn clone(&self) -> Self {
-        let found = self.found.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Sender { shared: self.shared.clone(), to: self.to.clone(), found: RwLock::new(found), message: PhantomData }
+        Sender { shared: self.shared.clone(), to: self.to.clone(), found: self.found.clone(), message: PhantomData }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an endpoint and its tasks share: the peers, the mailboxes, and the tasks themselves.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use crate::link::{Close, Linker};
 use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
 use crate::message::Body;
 use crate::name::{Address, NodeName};
+use crate::network::Network;
 use crate::peer::{Driver, Parts, Peer, PeerEvent, PeerState, Stop, Wanted, refused_call};
 use crate::stats::{DropReason, Drops};
 use crate::watches::Watches;
@@ -52,6 +54,7 @@ pub(super) struct Shared {
     dropped_casts: Drops,
     /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
     runtime: runtime::Handle,
+    network: Network,
     chance: Arc<Chance>,
 }
 
@@ -83,6 +86,7 @@ impl Peers {
 }
 
 /// Where a message goes.
+#[derive(Clone)]
 pub(super) enum Target {
     Local,
     Peer(Arc<Peer>),
@@ -142,7 +146,7 @@ impl Shared {
         address: SocketAddr,
         linker: Linker,
         config: EndpointConfig,
-        runtime: runtime::Handle,
+        (runtime, network): (runtime::Handle, Network),
         chance: Arc<Chance>,
     ) -> Shared {
         Shared {
@@ -161,6 +165,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             config,
             runtime,
+            network,
             chance,
         }
     }
@@ -227,6 +232,7 @@ impl Shared {
         let limits = self.limits().of(name);
         let (peer, offers) = Peer::new(name.clone(), &self.config, limits, wanted);
         let parts = Parts {
+            network: self.network.clone(),
             linker: self.linker.clone(),
             registry: self.registry.clone(),
             events: self.events.clone(),
@@ -262,14 +268,15 @@ impl Shared {
     /// Sends without waiting; counts what is not taken.
     pub(super) fn cast(
         &self,
-        target: Result<Target, SendError>,
+        target: Result<impl Borrow<Target>, SendError>,
         to: &Address,
         type_number: u32,
         encode: impl Fn(&mut AlignedVec) -> Result<(), EncodeError>,
     ) {
         let sent = target.and_then(|target| {
+            let target = target.borrow();
             let sent = target.try_send(self, to, type_number, encode);
-            if let (Err(error), Target::Peer(peer)) = (&sent, &target) {
+            if let (Err(error), Target::Peer(peer)) = (&sent, target) {
                 peer.dropped_cast(error);
                 return Ok(());
             }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::lane::{self, Ended};
@@ -22,6 +21,7 @@ use crate::hello::Purpose;
 use crate::link::{Close, Link, Linker, Reached};
 use crate::mailbox::{Answer, Registry};
 use crate::name::ClusterId;
+use crate::network::{Failed, Network, PartSet};
 use crate::outbox::{Finish, Urgency};
 use crate::stats::{DropReason, Waiting};
 use crate::watches::Watches;
@@ -38,6 +38,7 @@ const CLOSING_TIMEOUT: Duration = Duration::from_millis(1500);
 /// What a driver works with.
 pub(crate) struct Parts {
     pub(crate) linker: Arc<Linker>,
+    pub(crate) network: Network,
     pub(crate) registry: Arc<Registry>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) watches: Arc<Watches<PeerState>>,
@@ -252,7 +253,7 @@ impl Driver {
         self.peer.outbox.open(self.lanes);
         self.peer.lane_state.send_replace(LaneState::Up);
         self.publish(PeerEvent::Up { peer: self.peer.name.clone(), instance });
-        let mut tasks = JoinSet::new();
+        let mut tasks = PartSet::new(self.parts.network.clone());
         tasks.spawn(lane::write(send, self.peer.clone(), self.lanes, introduction.compressions));
         let registry = self.parts.registry.clone();
         tasks.spawn(lane::read(recv, self.peer.clone(), registry, self.lanes));
@@ -271,7 +272,7 @@ impl Driver {
         &mut self,
         connection: &quinn::Connection,
         mut told: Option<ClusterId>,
-        tasks: &mut JoinSet<Ended>,
+        tasks: &mut PartSet<Ended>,
     ) -> End {
         let mut ticks = interval(self.watch_interval());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -330,7 +331,7 @@ impl Driver {
 
     /// Ends a lane in order: what both sides have taken arrives, within a bound. Gives a connection that the
     /// peer has dialled meanwhile.
-    async fn close(&mut self, mut closing: Closing, tasks: &mut JoinSet<Ended>) -> Option<Box<Offer>> {
+    async fn close(&mut self, mut closing: Closing, tasks: &mut PartSet<Ended>) -> Option<Box<Offer>> {
         if closing == Closing::Closed {
             return None;
         }
@@ -411,8 +412,8 @@ impl Driver {
         }
         let silence = now.saturating_duration_since(heard.at);
         let config = &self.parts.config;
-        // Silence began up to one interval before it was seen.
-        if silence + self.watch_interval() >= config.dead_after() {
+        // Silence began up to one interval before it was seen, and the next look is one later.
+        if silence + self.watch_interval() * 2 > config.dead_after() {
             return Some(DownReason::Dead);
         }
         if silence >= config.suspect_after() && matches!(self.connection, Connection::Up { .. }) {
@@ -423,16 +424,17 @@ impl Driver {
     }
 
     /// Ends a lane at once.
-    async fn end_lane(&mut self, connection: &quinn::Connection, mut tasks: JoinSet<Ended>, end: &End) {
+    async fn end_lane(&mut self, connection: &quinn::Connection, mut tasks: PartSet<Ended>, end: &End) {
         let reason = match end {
             End::Replaced(_) => DownReason::Replaced,
             End::Down(reason) | End::Closing(_, reason) => reason.clone(),
         };
         let close = close_code(&reason);
         let instance = self.peer.status().instance.unwrap_or_default();
+        // First of all: a writer that finds its outbox closed resets its stream, which says nothing of the reason.
+        connection.close(close.code(), reason.to_string().as_bytes());
         let unsent = self.peer.outbox.close();
         self.peer.lane_state.send_replace(LaneState::Down);
-        connection.close(close.code(), reason.to_string().as_bytes());
         tasks.shutdown().await;
         self.fail_calls(&unsent);
         self.peer.stats.dropped(DropReason::NoConnection, unsent.messages);
@@ -532,7 +534,7 @@ async fn progress(dial: &mut Option<Dial>) -> Step {
 }
 
 /// What the end of a task says of the lane's end, and why the lane ends when nothing else was the reason.
-fn seen(ended: Option<Result<Ended, JoinError>>) -> (ClosingEvent, DownReason) {
+fn seen(ended: Option<Result<Ended, Failed>>) -> (ClosingEvent, DownReason) {
     match ended {
         Some(Ok(Ended::Written)) => (ClosingEvent::OwnEnded, DownReason::ShutDown),
         Some(Ok(Ended::WriteFailed(reason))) => (ClosingEvent::OwnEnded, reason),

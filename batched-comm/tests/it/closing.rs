@@ -150,8 +150,8 @@ async fn calls_in_flight_while_the_peer_shuts_down_are_answered_or_of_the_right_
                     let number = caller * 1_000_000 + n;
                     // Short, since a call without a connection waits for the next one.
                     let outcome = a.call(&to, &note(number), Duration::from_millis(300)).await;
-                    if outcome.is_err() {
-                        return (number, n, outcome.unwrap_err());
+                    if let Err(error) = outcome {
+                        return (number, n, error);
                     }
                 }
                 unreachable!("the peer is gone before")

@@ -232,7 +232,7 @@ fn file_transfer_is_cancelled_by_an_interrupt_on_either_side_and_leaves_nothing_
     let (path, content) = files.source("large", 8 * 1024 * 1024);
     let (mut receiver, address) = files.receiver();
     // Slow enough to be caught in its middle.
-    let mut begin = || {
+    let begin = || {
         let sender = files.sender(&[&path, &address, "2"]);
         eventually("a beginning", || files.arrived() == [".large.part"], || sender.said());
         sender

@@ -201,12 +201,13 @@ async fn drops_are_recorded_by_their_reason() {
     soon("the request", slow.recv()).await.unwrap().reply_bytes(b"").unwrap();
     eventually("a late reply", || recorded.drops("b", "late_reply") == 1).await;
     assert!(recorded.samples(stats::CALL_SECONDS, "b").is_empty(), "it was not answered");
-    // Nobody else runs between these, so that nothing leaves.
-    for _ in 0..100 {
+    // Messages leave meanwhile, only not as fast as these come.
+    let mut casts = 0;
+    while recorded.drops("b", "queue_full") == 0 {
         a.cast_bytes(&at(&b, "full"), 1, &[0; 1000]);
+        casts += 1;
+        assert!(casts < 10_000_000, "the queue is never full");
     }
-    let queue_full = recorded.drops("b", "queue_full");
-    assert!((30..=40).contains(&queue_full), "{queue_full}");
     let by_reason: u64 = ["no_connection", "unsendable", "late_reply", "queue_full"]
         .iter()
         .map(|reason| recorded.drops("b", reason))
