@@ -6,7 +6,7 @@ use batched_comm::{
     Address, BindError, CallError, ConnectError, DownReason, Endpoint, EndpointConfig, Identity, PeerEvent, PeerState,
     SendError,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::support::*;
 
@@ -481,4 +481,44 @@ async fn a_peer_that_never_answers_does_not_keep_the_address() {
         tokio::task::spawn_blocking(move || reading.recv(&mut first)).await.unwrap().unwrap();
         endpoint.shutdown().await;
     }
+}
+
+/// Pings come from a thread that user code never enters.
+#[test]
+fn a_node_whose_code_blocks_all_threads_of_its_runtime_is_not_suspected() {
+    let ca = ca();
+    let blocked = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let healthy = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let b = blocked.block_on(bind(&ca, "b"));
+    let a = healthy.block_on(bind(&ca, "a"));
+    let mut events = healthy.block_on(async {
+        connect(&a, &b).await;
+        a.events()
+    });
+    let (block, unblock) = std::sync::mpsc::channel::<()>();
+    let unblock = std::sync::Arc::new(std::sync::Mutex::new(unblock));
+    let (entered, all_entered) = std::sync::mpsc::channel();
+    for _ in 0..2 {
+        let (unblock, entered) = (unblock.clone(), entered.clone());
+        blocked.spawn(async move {
+            entered.send(()).unwrap();
+            // Ends when the sender is dropped.
+            let _ = unblock.lock().unwrap().recv();
+        });
+    }
+    (0..2).for_each(|_| all_entered.recv_timeout(DEADLINE).unwrap());
+    healthy.block_on(async {
+        let silence = timeout(Duration::from_secs(2), events.recv()).await;
+        assert!(silence.is_err(), "nothing happens to the peer: {silence:?}");
+        assert!(is_up(&a, &b));
+        drop(block);
+        echo_after(&blocked, &b);
+        let answer = soon("an answer", a.call(&at(&b, "echo"), &note(1), DEADLINE)).await;
+        assert_eq!(answer.unwrap(), note(1));
+    });
+}
+
+fn echo_after(runtime: &tokio::runtime::Runtime, endpoint: &Endpoint) {
+    let _entered = runtime.enter();
+    echo(endpoint.mailbox("echo", 10).unwrap());
 }
