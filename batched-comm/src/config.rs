@@ -112,6 +112,7 @@ pub struct EndpointConfig {
     lower_backoff: Duration,
     upper_backoff: Duration,
     instance: Option<u64>,
+    network_thread: bool,
 }
 
 impl Default for EndpointConfig {
@@ -128,6 +129,7 @@ impl Default for EndpointConfig {
             lower_backoff: Duration::from_millis(50),
             upper_backoff: Duration::from_secs(1),
             instance: None,
+            network_thread: true,
         }
     }
 }
@@ -186,6 +188,20 @@ impl EndpointConfig {
     /// The number of this start of the node; `None`: a random one.
     pub fn instance(&self) -> Option<u64> {
         self.instance
+    }
+
+    /// Whether the endpoint has a thread of its own for the network.
+    pub fn network_thread(&self) -> bool {
+        self.network_thread
+    }
+
+    /// Sets whether the endpoint has a thread of its own for the network (the default), or a task of the runtime in
+    /// which it is bound. With its own thread, a node whose code blocks the runtime's threads still answers pings, and
+    /// messages come in while handlers are busy. As a task, a single caller has its answer in about half the time,
+    /// since no thread has to be woken for it; but code that keeps the runtime busy delays the network, and makes the
+    /// node suspect and then dead to its peers.
+    pub fn with_network_thread(self, network_thread: bool) -> Self {
+        EndpointConfig { network_thread, ..self }
     }
 
     /// Sets when batches leave at first.

@@ -90,9 +90,12 @@ impl Endpoint {
         let handle = runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let failed = |source| bind_error(address, source);
         let socket = bind_socket(address).map_err(failed)?;
-        let (network, own_thread) = Network::on_own_thread().map_err(failed)?;
-        // QUIC's socket and timers are those of the network's thread.
-        let _entered = own_thread.enter();
+        let (network, quic_handle) = match config.network_thread() {
+            true => Network::on_own_thread().map_err(failed)?,
+            false => (Network::on(&handle), handle.clone()),
+        };
+        // QUIC's socket and timers are where the network is.
+        let _entered = quic_handle.enter();
         let runtime = quinn::default_runtime().ok_or(BindError::NoRuntime)?;
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
         Self::start((socket, runtime), (handle, network), address, identity, config, Chance::System)

@@ -3,20 +3,22 @@
 //! Delivery never waits: a full mailbox refuses, so that one slow receiver does not hold up the lane that
 //! everybody shares. Answers do not pass through here at all.
 
+mod queue;
 mod reply;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::task::{Context, Poll};
 
 use crate::error::{DecodeError, MailboxError, SendError};
 use crate::frame::Refused;
 use crate::message::{self, Body, Message, Wire};
 use crate::name::{MailboxName, NodeName};
 
+pub(crate) use queue::{Arrived, Gathered, Run};
+use queue::{Queue, Taken};
 pub(crate) use reply::Answer;
 pub use reply::ReplyHandle;
 
@@ -31,9 +33,7 @@ pub const MAX_MAILBOX_BYTES: usize = 64 * 1024 * 1024;
 pub struct Mailbox {
     name: MailboxName,
     queue: Arc<Queue>,
-    /// Taken from the queue together, and received one by one without its lock.
-    taken: VecDeque<Incoming>,
-    taken_bytes: usize,
+    taken: Taken,
     registry: Arc<Registry>,
 }
 
@@ -71,7 +71,7 @@ impl Mailbox {
     /// The next message, when there is one already.
     pub fn try_recv(&mut self) -> Option<Incoming> {
         self.next_taken().or_else(|| {
-            self.take(None);
+            self.taken.take(&self.queue, None);
             self.next_taken()
         })
     }
@@ -81,39 +81,16 @@ impl Mailbox {
             if let Some(incoming) = self.next_taken() {
                 return Poll::Ready(Some(incoming));
             }
-            let is_closed = self.take(Some(context.waker()));
+            let is_closed = self.taken.take(&self.queue, Some(context.waker()));
             if self.taken.is_empty() {
                 return if is_closed { Poll::Ready(None) } else { Poll::Pending };
             }
         }
     }
 
-    /// Takes all that is in the queue at once; it counts until it is received. `waker` is woken when there was
-    /// nothing and something comes. Answers whether the queue is closed.
-    fn take(&mut self, waker: Option<&Waker>) -> bool {
-        let mut state = self.queue.state();
-        std::mem::swap(&mut self.taken, &mut state.incoming);
-        self.taken_bytes = std::mem::take(&mut state.bytes);
-        self.queue.set_taken(self.taken.len(), self.taken_bytes);
-        if let Some(waker) = waker.filter(|_| self.taken.is_empty()) {
-            match &mut state.waker {
-                Some(waiting) => waiting.clone_from(waker),
-                None => state.waker = Some(waker.clone()),
-            }
-        }
-        state.closed
-    }
-
     fn next_taken(&mut self) -> Option<Incoming> {
-        loop {
-            let incoming = self.taken.pop_front()?;
-            self.taken_bytes -= incoming.body.len();
-            self.queue.set_taken(self.taken.len(), self.taken_bytes);
-            // After the end, nobody can answer a call.
-            if !incoming.is_call() || !self.queue.has_ended.load(Relaxed) {
-                return Some(incoming);
-            }
-        }
+        let (from, Arrived { type_number, body, reply }) = self.taken.next(&self.queue)?;
+        Some(Incoming { from, type_number, body, reply })
     }
 }
 
@@ -124,10 +101,7 @@ impl Drop for Mailbox {
             queues.by_name.remove(&self.name);
         }
         drop(queues);
-        let untaken = std::mem::take(&mut self.taken).into_iter().chain(self.queue.close());
-        for reply in untaken.filter_map(|incoming| incoming.reply) {
-            reply.refuse(Refused::UnknownMailbox);
-        }
+        self.taken.close(&self.queue);
     }
 }
 
@@ -149,10 +123,6 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(from: NodeName, type_number: u32, body: Body, reply: Option<ReplyHandle>) -> Incoming {
-        Incoming { from, type_number, body, reply }
-    }
-
     /// The message's bytes; they begin at a multiple of 16.
     pub fn body(&self) -> &[u8] {
         &self.body
@@ -251,7 +221,7 @@ impl Registry {
         }
         let queue = Arc::new(Queue::new(capacity));
         queues.by_name.insert(name.clone(), queue.clone());
-        Ok(Mailbox { name, queue, taken: VecDeque::new(), taken_bytes: 0, registry: self.clone() })
+        Ok(Mailbox { name, queue, taken: Taken::default(), registry: self.clone() })
     }
 
     pub(crate) fn mailboxes(&self) -> Mailboxes<'_> {
@@ -263,187 +233,31 @@ impl Registry {
     pub(crate) fn close(&self) {
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         queues.closed = true;
-        let calls: Vec<_> = queues.by_name.values().flat_map(|queue| queue.end()).collect();
+        let ending: Vec<_> = queues.by_name.values().cloned().collect();
         drop(queues);
-        drop(calls);
+        ending.iter().for_each(|queue| queue.end());
     }
 }
 
 impl Mailboxes<'_> {
     /// Puts a message into its mailbox, and makes it only when it is taken; says why not.
-    pub(crate) fn deliver(&self, mailbox: &str, incoming: impl FnOnce() -> Incoming) -> Result<(), Refused> {
-        let mut gathered = Vec::with_capacity(1);
-        let mut run = self.run(mailbox);
-        run.push(&mut gathered, incoming)?;
-        run.deliver(&mut gathered).map_or(Ok(()), |(refused, _)| Err(refused))
-    }
-
-    /// Messages to one mailbox that are to be delivered together.
-    pub(crate) fn run<'a>(&'a self, mailbox: &'a str) -> Run<'a> {
-        Run { mailbox, queue: self.0.by_name.get(mailbox).map(|queue| &**queue), room: Room::default() }
-    }
-}
-
-/// Messages of a batch that go to one mailbox, one behind the other: the mailbox is looked up once, and locked
-/// once for all of them.
-pub(crate) struct Run<'a> {
-    mailbox: &'a str,
-    queue: Option<&'a Queue>,
-    /// As last seen, less what was gathered since.
-    room: Room,
-}
-
-/// What a queue can take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Room {
-    messages: usize,
-    /// A queue takes one message more as long as there is a byte of room.
-    bytes: usize,
-}
-
-impl Room {
-    fn is_none(self) -> bool {
-        self.messages == 0 || self.bytes == 0
-    }
-
-    fn less(self, bytes: usize) -> Room {
-        Room { messages: self.messages.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes) }
-    }
-}
-
-impl<'a> Run<'a> {
-    pub(crate) fn mailbox(&self) -> &'a str {
-        self.mailbox
-    }
-
-    /// Adds a message to those that are gathered, and makes it only when there seems to be room for it; says why not.
-    pub(crate) fn push(
-        &mut self,
-        gathered: &mut Vec<Incoming>,
-        incoming: impl FnOnce() -> Incoming,
+    pub(crate) fn deliver(
+        &self,
+        mailbox: &str,
+        from: &NodeName,
+        arrived: impl FnOnce() -> Arrived,
     ) -> Result<(), Refused> {
-        let Some(queue) = self.queue else { return Err(Refused::UnknownMailbox) };
-        if self.room.is_none() {
-            self.room = queue.room(gathered)?;
-        }
-        let incoming = incoming();
-        self.room = self.room.less(incoming.body.len());
-        gathered.push(incoming);
-        Ok(())
+        let mut gathered = Gathered::default();
+        let mut run = self.run(mailbox, from);
+        run.push(&mut gathered, arrived)?;
+        let refused = run.deliver(&mut gathered);
+        gathered.wake();
+        refused.map_or(Ok(()), |(refused, _)| Err(refused))
     }
 
-    /// Delivers all that were gathered, in order. Others may have taken the room meanwhile: calls for which there
-    /// is none are refused, and the result says why and how many messages it was.
-    pub(crate) fn deliver(&mut self, gathered: &mut Vec<Incoming>) -> Option<(Refused, u64)> {
-        self.room = Room::default();
-        let queue = self.queue.filter(|_| !gathered.is_empty())?;
-        let mut state = queue.state();
-        let mut room = queue.room_in(&state);
-        let mut taken = 0;
-        for incoming in gathered.iter() {
-            if room.is_none() || state.closed {
-                break;
-            }
-            room = room.less(incoming.body.len());
-            state.bytes += incoming.body.len();
-            taken += 1;
-        }
-        state.incoming.extend(gathered.drain(..taken));
-        let refused = if state.closed { Refused::UnknownMailbox } else { Refused::MailboxFull };
-        let waker = if taken > 0 { state.waker.take() } else { None };
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-        let count = gathered.len() as u64;
-        for reply in gathered.drain(..).filter_map(|incoming| incoming.reply) {
-            reply.refuse(refused);
-        }
-        (count > 0).then_some((refused, count))
-    }
-}
-
-struct Queue {
-    capacity: usize,
-    state: Mutex<QueueState>,
-    /// What the mailbox has taken from the queue and not yet given to anybody; it alone writes these.
-    taken: AtomicUsize,
-    taken_bytes: AtomicUsize,
-    /// No more is taken, and there is no way back to callers.
-    has_ended: AtomicBool,
-}
-
-#[derive(Default)]
-struct QueueState {
-    incoming: VecDeque<Incoming>,
-    /// The sum of the bodies.
-    bytes: usize,
-    waker: Option<Waker>,
-    closed: bool,
-}
-
-impl Queue {
-    fn new(capacity: usize) -> Queue {
-        Queue {
-            capacity,
-            state: Mutex::default(),
-            taken: AtomicUsize::new(0),
-            taken_bytes: AtomicUsize::new(0),
-            has_ended: AtomicBool::new(false),
-        }
-    }
-
-    fn set_taken(&self, messages: usize, bytes: usize) {
-        self.taken.store(messages, Relaxed);
-        self.taken_bytes.store(bytes, Relaxed);
-    }
-
-    /// What there is room for behind those that are gathered.
-    fn room(&self, gathered: &[Incoming]) -> Result<Room, Refused> {
-        let state = self.state();
-        if state.closed {
-            return Err(Refused::UnknownMailbox);
-        }
-        let room = gathered.iter().fold(self.room_in(&state), |room, incoming| room.less(incoming.body.len()));
-        if room.is_none() { Err(Refused::MailboxFull) } else { Ok(room) }
-    }
-
-    /// Messages that are taken meanwhile make it more, never less.
-    fn room_in(&self, state: &QueueState) -> Room {
-        Room {
-            messages: self.capacity.saturating_sub(state.incoming.len() + self.taken.load(Relaxed)),
-            bytes: MAX_MAILBOX_BYTES.saturating_sub(state.bytes + self.taken_bytes.load(Relaxed)),
-        }
-    }
-
-    /// Takes no more; gives the calls back.
-    fn end(&self) -> VecDeque<Incoming> {
-        let mut state = self.state();
-        self.has_ended.store(true, Relaxed);
-        state.closed = true;
-        let untaken = std::mem::take(&mut state.incoming).into_iter();
-        let (calls, messages): (VecDeque<_>, VecDeque<_>) = untaken.partition(Incoming::is_call);
-        state.bytes = messages.iter().map(|incoming| incoming.body.len()).sum();
-        state.incoming = messages;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-        calls
-    }
-
-    /// Takes no more; gives everything back.
-    fn close(&self) -> VecDeque<Incoming> {
-        let mut state = self.state();
-        state.closed = true;
-        state.bytes = 0;
-        let untaken = std::mem::take(&mut state.incoming);
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-        untaken
-    }
-
-    /// Nothing panics under this lock.
-    fn state(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Messages from one node to one mailbox that are to be delivered together.
+    pub(crate) fn run<'a>(&'a self, mailbox: &'a str, from: &'a NodeName) -> Run<'a> {
+        Run::new(mailbox, from, self.0.by_name.get(mailbox).map(|queue| &**queue))
     }
 }
 
@@ -453,8 +267,12 @@ mod tests {
 
     use super::*;
 
-    fn cast(body: &[u8]) -> Incoming {
-        Incoming::new("n1".parse().unwrap(), 1, Body::copy_from(body), None)
+    fn cast(body: &[u8]) -> Arrived {
+        Arrived { type_number: 1, body: Body::copy_from(body), reply: None }
+    }
+
+    fn n1() -> NodeName {
+        "n1".parse().unwrap()
     }
 
     #[test]
@@ -464,14 +282,14 @@ mod tests {
         assert!(matches!(registry.register("a", 2), Err(MailboxError::Exists { .. })));
         assert!(matches!(registry.register("b", 0), Err(MailboxError::Capacity { .. })));
         for n in 0..2 {
-            assert!(registry.mailboxes().deliver("a", || cast(&[n])).is_ok());
+            assert!(registry.mailboxes().deliver("a", &n1(), || cast(&[n])).is_ok());
         }
-        let refused = registry.mailboxes().deliver("a", || panic!("nobody takes it")).unwrap_err();
+        let refused = registry.mailboxes().deliver("a", &n1(), || panic!("nobody takes it")).unwrap_err();
         assert_eq!(refused, Refused::MailboxFull);
         assert_eq!(mailbox.try_recv().unwrap().body(), [0]);
-        assert!(registry.mailboxes().deliver("a", || cast(b"x")).is_ok());
+        assert!(registry.mailboxes().deliver("a", &n1(), || cast(b"x")).is_ok());
         drop(mailbox);
-        let refused = registry.mailboxes().deliver("a", || cast(b"x")).unwrap_err();
+        let refused = registry.mailboxes().deliver("a", &n1(), || cast(b"x")).unwrap_err();
         assert_eq!(refused, Refused::UnknownMailbox);
         assert!(registry.register("a", 1).is_ok());
     }
@@ -480,7 +298,7 @@ mod tests {
     fn messages_that_were_taken_together_count_until_each_is_received() {
         let registry = Arc::new(Registry::default());
         let mut mailbox = registry.register("a", 3).unwrap();
-        let deliver = |n| registry.mailboxes().deliver("a", || cast(&[n]));
+        let deliver = |n| registry.mailboxes().deliver("a", &n1(), || cast(&[n]));
         assert!((0..3).all(|n| deliver(n).is_ok()));
         for n in 0..10 {
             assert_eq!(deliver(99), Err(Refused::MailboxFull));
@@ -494,8 +312,9 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let mut mailbox = registry.register("a", 2).unwrap();
         let mailboxes = registry.mailboxes();
-        let (mut run, mut others) = (mailboxes.run("a"), mailboxes.run("a"));
-        let (mut gathered, mut gathered_by_others) = (Vec::new(), Vec::new());
+        let from = n1();
+        let (mut run, mut others) = (mailboxes.run("a", &from), mailboxes.run("a", &from));
+        let (mut gathered, mut gathered_by_others) = (Gathered::default(), Gathered::default());
         assert_eq!(run.push(&mut gathered, || cast(b"1")), Ok(()));
         assert_eq!(run.push(&mut gathered, || cast(b"2")), Ok(()));
         assert_eq!(run.push(&mut gathered, || panic!("there is no room")), Err(Refused::MailboxFull));
@@ -504,14 +323,14 @@ mod tests {
         assert_eq!(run.deliver(&mut gathered), Some((Refused::MailboxFull, 1)));
         let received: Vec<_> = std::iter::from_fn(|| mailbox.try_recv()).map(|m| m.body().to_vec()).collect();
         assert_eq!(received, [b"other".to_vec(), b"1".to_vec()]);
-        assert_eq!(mailboxes.run("none").push(&mut gathered, || cast(b"")), Err(Refused::UnknownMailbox));
+        assert_eq!(mailboxes.run("none", &from).push(&mut gathered, || cast(b"")), Err(Refused::UnknownMailbox));
     }
 
     #[tokio::test]
     async fn many_are_received_at_once_in_order() {
         let registry = Arc::new(Registry::default());
         let mut mailbox = registry.register("a", 10).unwrap();
-        assert!((0..7).all(|n| registry.mailboxes().deliver("a", || cast(&[n])).is_ok()));
+        assert!((0..7).all(|n| registry.mailboxes().deliver("a", &n1(), || cast(&[n])).is_ok()));
         let mut buffer = Vec::new();
         assert_eq!(mailbox.recv_many(&mut buffer, 0).await, 0);
         assert_eq!(mailbox.recv_many(&mut buffer, 5).await, 5);
@@ -535,8 +354,8 @@ mod tests {
         let node: NodeName = "n1".parse().unwrap();
         let (sender, mut receiver) = oneshot::channel();
         let reply = ReplyHandle::local(node.clone(), sender);
-        let call = Incoming::new(node.clone(), 1, Body::default(), Some(reply));
-        assert!(registry.mailboxes().deliver("a", || call).is_ok());
+        let call = Arrived { type_number: 1, body: Body::default(), reply: Some(reply) };
+        assert!(registry.mailboxes().deliver("a", &n1(), || call).is_ok());
         drop(mailbox);
         let answer = receiver.try_recv().unwrap();
         assert!(matches!(answer, Answer::Refused(Refused::UnknownMailbox)));

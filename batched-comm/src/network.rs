@@ -10,8 +10,8 @@
 //! answers calls. Here they wake each other within one task, and only whoever takes a message is woken outside of it.
 //!
 //! The task has a thread of its own, which user code never enters: a node whose handlers block all threads of the
-//! runtime still answers pings, and takes what comes until its queues are full. In a simulated network, which has its
-//! runtime's time, it is a task of that runtime.
+//! runtime still answers pings, and takes what comes until its queues are full. It is a task of the user's runtime
+//! where the settings say so, and in a simulated network, which has that runtime's time.
 
 use std::any::Any;
 use std::fmt;
@@ -53,7 +53,6 @@ impl Network {
     }
 
     /// A network that is a task of `runtime`.
-    #[cfg(feature = "test-net")]
     pub(crate) fn on(runtime: &runtime::Handle) -> Network {
         let (network, task) = Network::new();
         runtime.spawn(tokio::task::unconstrained(task));

@@ -6,7 +6,7 @@ mod tidy;
 
 mod workspace;
 
-use std::process::ExitCode;
+use std::process::{Command as Process, ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -30,8 +30,16 @@ enum Command {
     Tidy,
     /// Real processes, real faults, history checked (not yet)
     Chaos(Later),
-    /// Side-by-side benchmarks (not yet; the console of `cluster` has `bench SECONDS`)
-    Bench(Later),
+    /// Side-by-side benchmarks of a layer, ratios first; `bench --help` says more
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
+}
+
+/// What is handed on as it is.
+#[derive(Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
 }
 
 #[derive(Args)]
@@ -46,8 +54,19 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
         Command::Chaos(later) => not_yet("chaos", &later, "`cargo xtask cluster --demo` kills real processes"),
-        Command::Bench(later) => {
-            not_yet("bench", &later, "the console of `cargo xtask cluster` has `bench SECONDS [CLIENTS]`")
+        Command::Bench(options) => bench(&options.rest),
+    }
+}
+
+/// The benchmarks are a program of their own, in release, so that nobody else builds what they need.
+fn bench(arguments: &[String]) -> ExitCode {
+    let build = ["run", "--release", "--package", "xtask", "--features", "bench", "--bin", "bench", "--"];
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    match Process::new(cargo).args(build).args(arguments).current_dir(workspace::root()).status() {
+        Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from),
+        Err(error) => {
+            eprintln!("error: cargo cannot be started: {error}");
+            ExitCode::FAILURE
         }
     }
 }

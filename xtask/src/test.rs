@@ -43,7 +43,7 @@ struct Sum {
 }
 
 /// The node is a feature of its crate, off by default. Both ways must hold, and `--all-features` is neither.
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "format",
         arguments: &["fmt", "--all", "--", "--check"],
@@ -59,6 +59,30 @@ const STEPS: [Step; 5] = [
     Step {
         name: "lints, with the node",
         arguments: &["clippy", "-p", "dist-agent", "--features", "node", "--all-targets", "--", "-D", "warnings"],
+        needs: Some(Component { name: "clippy", subcommand: "clippy" }),
+        counts_tests: false,
+    },
+    Step {
+        name: "lints, benchmarks",
+        arguments: &[
+            "clippy",
+            "-p",
+            "xtask",
+            "--features",
+            "bench",
+            "--bin",
+            "bench",
+            "--tests",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        needs: Some(Component { name: "clippy", subcommand: "clippy" }),
+        counts_tests: false,
+    },
+    Step {
+        name: "lints, without zstd",
+        arguments: &["clippy", "-p", "batched-comm", "--no-default-features", "--", "-D", "warnings"],
         needs: Some(Component { name: "clippy", subcommand: "clippy" }),
         counts_tests: false,
     },

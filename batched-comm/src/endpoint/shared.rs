@@ -20,7 +20,7 @@ use crate::config::EndpointConfig;
 use crate::error::{BulkError, CallError, EncodeError, SendError};
 use crate::hello::Purpose;
 use crate::link::{Close, Linker};
-use crate::mailbox::{Answer, Incoming, Registry, ReplyHandle};
+use crate::mailbox::{Answer, Arrived, Registry, ReplyHandle};
 use crate::message::Body;
 use crate::name::{Address, NodeName};
 use crate::network::Network;
@@ -325,8 +325,8 @@ impl Shared {
         if body.len() > max_bytes {
             return Err(SendError::TooLarge { given_bytes: body.len(), max_bytes });
         }
-        let incoming = || Incoming::new(self.name.clone(), type_number, body, reply);
-        let delivered = self.registry.mailboxes().deliver(to.mailbox.as_str(), incoming);
+        let arrived = || Arrived { type_number, body, reply };
+        let delivered = self.registry.mailboxes().deliver(to.mailbox.as_str(), &self.name, arrived);
         match delivered {
             Ok(()) => Ok(()),
             Err(refused) => match refused_call(self.name.clone(), &to.mailbox, refused) {

@@ -11,7 +11,7 @@ use crate::compression::Unpacker;
 use crate::config::Compression;
 use crate::error::FrameError;
 use crate::frame::{self, BATCH_HEADER_BYTES, Frame, Frames, Kind, Refused};
-use crate::mailbox::{Answer, Incoming, Mailboxes, Registry, ReplyHandle, Run};
+use crate::mailbox::{Answer, Arrived, Gathered, Mailboxes, Registry, ReplyHandle, Run};
 use crate::message::Body;
 use crate::stats::DropReason;
 
@@ -23,7 +23,7 @@ pub(super) struct Delivery {
     registry: Arc<Registry>,
     lane: u64,
     /// Messages to one mailbox, and the answers of one batch; both kept for their memory.
-    gathered: Vec<Incoming>,
+    gathered: Gathered,
     answers: Vec<(u64, Answer)>,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Progress {
 
 impl Delivery {
     pub(super) fn new(peer: Arc<Peer>, registry: Arc<Registry>, lane: u64) -> Delivery {
-        Delivery { peer, registry, lane, gathered: Vec::new(), answers: Vec::new() }
+        Delivery { peer, registry, lane, gathered: Gathered::default(), answers: Vec::new() }
     }
 
     /// Delivers the complete batches in `bytes`.
@@ -63,9 +63,9 @@ impl Delivery {
 
     /// What came before a frame that is none is delivered all the same.
     fn deliver_batch(&mut self, frames: Frames<'_>) -> Result<(), FrameError> {
-        let registry = self.registry.clone();
+        let (registry, peer) = (self.registry.clone(), self.peer.clone());
         let mailboxes = registry.mailboxes();
-        let mut run = mailboxes.run("");
+        let mut run = mailboxes.run("", &peer.name);
         let mut result = Ok(());
         for frame in frames {
             result = frame.and_then(|frame| self.deliver_frame(&mailboxes, &mut run, &frame));
@@ -74,6 +74,7 @@ impl Delivery {
             }
         }
         self.end(&mut run);
+        self.gathered.wake();
         result
     }
 
@@ -117,21 +118,24 @@ impl Delivery {
     ) {
         if run.mailbox() != mailbox {
             self.end(run);
-            *run = mailboxes.run(mailbox);
+            self.gathered.wake();
+            *run = mailboxes.run(mailbox, run.from());
+        } else if self.gathered.is_full() {
+            self.end(run);
         }
         let (peer, lane) = (&self.peer, self.lane);
         let reply = || call.map(|call| ReplyHandle::remote(peer.outbox.clone(), lane, call));
-        let incoming = || {
+        let arrived = || {
             let body = Body::copy_from(frame.body);
-            Incoming::new(peer.name.clone(), frame.head.type_number, body, reply())
+            Arrived { type_number: frame.head.type_number, body, reply: reply() }
         };
-        if let Err(refused) = run.push(&mut self.gathered, incoming) {
+        if let Err(refused) = run.push(&mut self.gathered, arrived) {
             reply().into_iter().for_each(|reply| reply.refuse(refused));
             self.peer.stats.dropped(drop_reason(refused), 1);
         }
     }
 
-    /// Delivers what was gathered.
+    /// Delivers what was gathered, and wakes nobody yet.
     fn end(&mut self, run: &mut Run<'_>) {
         if let Some((refused, count)) = run.deliver(&mut self.gathered) {
             self.peer.stats.dropped(drop_reason(refused), count);

@@ -344,3 +344,16 @@ async fn answers_that_wait_for_room_all_arrive() {
     a.shutdown().await;
     soon("the end", answering.join_all()).await;
 }
+
+#[tokio::test]
+async fn an_endpoint_without_a_thread_of_its_own_is_a_task_of_the_runtime() {
+    let ca = ca();
+    let config = EndpointConfig::new().with_network_thread(false);
+    assert!(!config.network_thread() && EndpointConfig::new().network_thread());
+    let (a, b) = (bind_with(&ca, "a", config.clone()).await, bind_with(&ca, "b", config).await);
+    connect(&a, &b).await;
+    echo(b.mailbox("echo", 10).unwrap());
+    assert_eq!(a.call(&at(&b, "echo"), &note(1), DEADLINE).await.unwrap(), note(1));
+    a.shutdown().await;
+    b.shutdown().await;
+}

@@ -1,0 +1,44 @@
+//! What the machine did meanwhile: CPU time of this process, and of everybody.
+
+use std::time::Duration;
+
+/// The CPU time that this process has used, all threads together.
+#[cfg(unix)]
+pub fn own_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Not measured here.
+#[cfg(not(unix))]
+pub fn own_cpu_time() -> Duration {
+    Duration::ZERO
+}
+
+/// Busy time of all cores since the start of the machine, and the number of cores; `None` where `/proc/stat` is not.
+pub fn busy_time() -> Option<(Duration, usize)> {
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    parse(&text)
+}
+
+/// user, nice, system, (idle, iowait,) irq, softirq, steal: in hundredths of a second.
+fn parse(text: &str) -> Option<(Duration, usize)> {
+    let all = text.lines().find(|line| line.starts_with("cpu "))?;
+    let fields: Vec<u64> = all.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
+    let hundredths: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|index| fields.get(*index)).sum();
+    let cores = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+    Some((Duration::from_millis(hundredths * 10), cores))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_is_not_busy() {
+        let text =
+            "cpu  100 0 50 9000 900 1 2 3 0 0\ncpu0 50 0 25 4500 450 1 1 1 0 0\ncpu1 50 0 25 4500 450 0 1 2 0 0\n";
+        assert_eq!(parse(text), Some((Duration::from_millis(1560), 2)));
+        assert_eq!(parse("intr 1"), None);
+    }
+}
