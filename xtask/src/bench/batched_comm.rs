@@ -45,6 +45,9 @@ impl Measured {
     }
 }
 
+/// Measures rows that share their rounds.
+type Group<'a> = fn(&mut Bench<'a>) -> Result<Vec<Row>>;
+
 struct Bench<'a> {
     options: &'a Options,
     tls: &'a Path,
@@ -59,21 +62,21 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
     bench.rows()
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
     fn rows(mut self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         let wanted = |names: &[&str]| {
             let only = self.options.only.clone().unwrap_or_default();
             names.iter().any(|name| name.starts_with(&only))
         };
-        let groups: [(&[&str], fn(&mut Self) -> Result<Vec<Row>>); 7] = [
-            (&["cast-64", "cast-64-cpu"], Self::casts),
-            (&["call-256-vs-stream", "call-256-vs-tonic", "call-256-rate", "call-256-p99"], Self::calls),
-            (&["call-1-p50"], Self::one_caller),
-            (&["call-p50-under-bulk"], Self::under_bulk),
-            (&["cast-1024-bytes"], Self::bytes),
-            (&["dead-peer"], Self::dead_peer),
-            (&["restarted-peer"], Self::restarted_peer),
+        let groups: [(&[&str], Group<'a>); 7] = [
+            (&["cast-64", "cast-64-cpu"], Bench::casts),
+            (&["call-256-vs-stream", "call-256-vs-tonic", "call-256-rate", "call-256-p99"], Bench::calls),
+            (&["call-1-p50"], Bench::one_caller),
+            (&["call-p50-under-bulk"], Bench::under_bulk),
+            (&["cast-1024-bytes"], Bench::bytes),
+            (&["dead-peer"], Bench::dead_peer),
+            (&["restarted-peer"], Bench::restarted_peer),
         ];
         let groups: Vec<_> = groups.into_iter().filter(|(names, _)| wanted(names)).collect();
         for (names, group) in groups {

@@ -98,10 +98,11 @@ struct Ours {
 
 impl Client for Ours {
     async fn cast(&self, body: &[u8]) -> Result<()> {
-        Ok(match body.len() {
+        match body.len() {
             64 => self.small.send(&Payload::of(body)?).await?,
             _ => self.large.send(&Payload::of(body)?).await?,
-        })
+        }
+        Ok(())
     }
 
     async fn call(&self, body: &[u8]) -> Result<()> {
