@@ -46,7 +46,7 @@ const UNACCEPTED_BYTES: u64 = 16 * 1024;
 const ALL_UNACCEPTED_BYTES: u64 = 1024 * 1024;
 /// How long `shutdown` waits for peers to take what is left.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long `shutdown` waits for QUIC to say goodbye.
+/// How long the end waits for QUIC to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A node on the network: one socket, its peers, its mailboxes.
@@ -66,6 +66,7 @@ struct Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.stop(Close::ShutDown);
+        self.shared.release(GOODBYE_TIMEOUT);
     }
 }
 

@@ -15,8 +15,8 @@ use crate::name::Address;
 ///
 /// It holds the peer it has found, so that sending looks up no name and allocates nothing. It may be made
 /// before the peer is known. When the peer is removed, it answers [`SendError::UnknownPeer`], as the endpoint
-/// does, and when the peer is known again, it goes to that one. It does not keep the endpoint alive: after the
-/// endpoint's end, it answers [`SendError::ShutDown`].
+/// does, and when the peer is known again, it goes to that one. It keeps neither the endpoint alive nor its address:
+/// after the endpoint's end, it answers [`SendError::ShutDown`].
 pub struct Sender<M> {
     shared: Arc<Shared>,
     to: Address,

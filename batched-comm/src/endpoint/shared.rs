@@ -54,7 +54,8 @@ pub(super) struct Shared {
     dropped_casts: Drops,
     /// Peers may be named from outside of any runtime; their tasks run in the endpoint's.
     runtime: runtime::Handle,
-    network: Network,
+    /// Gone with the end: who still holds this, as a `Sender` does, holds no thread.
+    network: Mutex<Option<Network>>,
     chance: Arc<Chance>,
 }
 
@@ -165,7 +166,7 @@ impl Shared {
             closed: AtomicBool::new(false),
             config,
             runtime,
-            network,
+            network: Mutex::new(Some(network)),
             chance,
         }
     }
@@ -230,9 +231,10 @@ impl Shared {
         let cluster = self.linker.own().cluster;
         let wanted = Wanted { cluster, ..Wanted::default() };
         let limits = self.limits().of(name);
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let (peer, offers) = Peer::new(name.clone(), &self.config, limits, wanted);
         let parts = Parts {
-            network: self.network.clone(),
+            network,
             linker: self.linker.clone(),
             registry: self.registry.clone(),
             events: self.events.clone(),
@@ -367,5 +369,15 @@ impl Shared {
         self.watches.close();
         self.registry.close();
         self.bulk_registry.close();
+    }
+
+    /// Lets the socket go, also while somebody still holds this; after [`Shared::stop`]. It takes `patience` at most
+    /// twice, and nobody waits for it.
+    pub(super) fn release(&self, patience: Duration) {
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Without one, it was done before.
+        let Some(network) = network else { return };
+        let linker = self.linker.clone();
+        network.spawn(async move { linker.release(patience).await });
     }
 }

@@ -87,10 +87,14 @@ async fn a_sender_does_not_keep_its_endpoint_alive() {
     let (a, b) = pair().await;
     let (sender, own) = (a.sender::<Note>(&at(&b, "in")), a.sender::<Note>(&at(&a, "in")));
     sender.send(&note(1)).await.unwrap();
+    let address = a.local_address();
     drop(a);
     for sender in [&sender, &own] {
         assert_eq!(sender.try_send(&note(1)), Err(SendError::ShutDown));
     }
+    // Its address is free, too.
+    bind_again(address, &ca().issue("a").unwrap()).await;
+    drop((sender, own));
 }
 
 /// A number of its own.
