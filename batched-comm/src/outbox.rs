@@ -27,9 +27,6 @@ use crate::line::Line;
 use crate::name::NodeName;
 use crate::stats::Waiting;
 
-/// Replies may fill the buffer up to this many times its bound.
-const REPLY_RESERVE_FACTOR: usize = 2;
-
 /// Refusals have room of their own, so that a caller learns at once that its answer had none. They have 32
 /// bytes each; beyond this many in one buffer, callers learn it by their timeouts.
 const MAX_QUEUED_REFUSALS: usize = 64 * 1024;
@@ -55,6 +52,10 @@ struct State {
     /// No messages are taken any more; what is in the buffer still leaves, and then the writer ends the lane.
     finishing: Option<Finish>,
     batcher: Batcher,
+    /// How much of what is in the buffer are messages, and how much answers: each has a bound of its own, so that
+    /// those who answer do not keep those who call from it.
+    message_bytes: usize,
+    answer_bytes: usize,
     /// How many of what is in the buffer are refusals.
     queued_refusals: usize,
     limits: Batching,
@@ -139,6 +140,14 @@ impl State {
         }
     }
 
+    /// Whether there is room at all.
+    fn is_below(&self, urgency: Urgency, max_queued_bytes: usize) -> bool {
+        match urgency {
+            Urgency::Message => self.message_bytes < max_queued_bytes,
+            Urgency::Answer { .. } | Urgency::Refusal { .. } => self.answer_bytes < max_queued_bytes,
+        }
+    }
+
     /// Whether whoever has `place` may push now.
     fn has_room(&self, urgency: Urgency, place: Option<u64>, max_queued_bytes: usize) -> Result<bool, PushError> {
         let lane = match urgency {
@@ -151,23 +160,20 @@ impl State {
         if self.finishing.is_some() && urgency == Urgency::Message {
             return Err(PushError::NoLane);
         }
-        let queued_bytes = self.batcher.queued_bytes();
         Ok(match (urgency, place) {
-            (Urgency::Message, _) => queued_bytes < max_queued_bytes && self.messages.may_take(place),
+            (Urgency::Message, _) => self.message_bytes < max_queued_bytes && self.messages.may_take(place),
             // An answer that cannot wait is not refused because others can.
-            (Urgency::Answer { .. }, None) => queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR,
-            (Urgency::Answer { .. }, Some(_)) => {
-                queued_bytes < max_queued_bytes * REPLY_RESERVE_FACTOR && self.answers.may_take(place)
-            }
+            (Urgency::Answer { .. }, None) => self.answer_bytes < max_queued_bytes,
+            (Urgency::Answer { .. }, Some(_)) => self.answer_bytes < max_queued_bytes && self.answers.may_take(place),
             (Urgency::Refusal { .. }, _) => self.queued_refusals < MAX_QUEUED_REFUSALS,
         })
     }
 
     /// Takes what is in the buffer; gives whom to wake, too.
     fn take(&mut self, spare: Gathered) -> (Gathered, Vec<Waker>) {
-        self.queued_refusals = 0;
-        let mut wakers = self.answers.call_all();
-        wakers.extend(self.messages.call_all());
+        (self.queued_refusals, self.message_bytes, self.answer_bytes) = (0, 0, 0);
+        let mut wakers = self.answers.call();
+        wakers.extend(self.messages.call());
         let compression = self.limits.compression();
         (Gathered { compression, ..self.batcher.take(spare) }, wakers)
     }
@@ -200,10 +206,11 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.outbox.state();
-        let line = state.line(self.urgency);
-        line.leave(self.number);
-        // It may have been called, and go without taking anything.
-        let next = line.call_next();
+        state.line(self.urgency).leave(self.number);
+        let next = match state.is_below(self.urgency, self.outbox.max_queued_bytes) {
+            true => state.line(self.urgency).call_next(),
+            false => Vec::new(),
+        };
         drop(state);
         next.into_iter().for_each(Waker::wake);
     }
@@ -215,6 +222,8 @@ impl Outbox {
             lane: None,
             finishing: None,
             batcher: Batcher::default(),
+            message_bytes: 0,
+            answer_bytes: 0,
             queued_refusals: 0,
             limits,
             messages: Line::default(),
@@ -267,18 +276,24 @@ impl Outbox {
             return Err(PushError::Full);
         }
         let limits = state.limits;
+        let before = state.batcher.queued_bytes();
         let pushed = state
             .batcher
             .push(head, &limits, self.max_message_bytes, encode)
             .map_err(|rejected| PushError::Refused(self.refused(rejected)))?;
-        if let Urgency::Refusal { .. } = urgency {
-            state.queued_refusals += 1;
+        let bytes = state.batcher.queued_bytes() - before;
+        match urgency {
+            Urgency::Message => state.message_bytes += bytes,
+            Urgency::Answer { .. } => state.answer_bytes += bytes,
+            Urgency::Refusal { .. } => state.queued_refusals += 1,
         }
+        // Nobody else can join it, so there is no use in waiting for more.
+        let closed = pushed.closed || !state.is_below(urgency, self.max_queued_bytes) || state.finishing.is_some();
         drop(state);
         if pushed.first {
             self.filled.notify_one();
         }
-        if pushed.closed && !limits.max_wait().is_zero() {
+        if closed && !limits.max_wait().is_zero() {
             self.batch_closed.notify_one();
         }
         Ok(())
@@ -318,10 +333,10 @@ impl Outbox {
         let queued_bytes = state.batcher.queued_bytes();
         let waiting = Waiting { bytes: queued_bytes, messages: state.batcher.queued_messages() };
         let mut wakers = Vec::new();
-        if queued_bytes < self.max_queued_bytes * REPLY_RESERVE_FACTOR {
+        if state.is_below(Urgency::Answer { lane: 0 }, self.max_queued_bytes) {
             wakers.extend(state.answers.tend());
         }
-        if queued_bytes < self.max_queued_bytes {
+        if state.is_below(Urgency::Message, self.max_queued_bytes) {
             wakers.extend(state.messages.tend());
         }
         drop(state);
@@ -354,7 +369,9 @@ impl Outbox {
     pub(crate) fn close(&self) -> Gathered {
         let mut state = self.state();
         state.lane = None;
-        let (unsent, wakers) = state.take(Gathered::default());
+        let (unsent, mut wakers) = state.take(Gathered::default());
+        wakers.extend(state.answers.call_all());
+        wakers.extend(state.messages.call_all());
         drop(state);
         // The writer of the lane sees that it is gone.
         self.filled.notify_one();
@@ -454,7 +471,8 @@ mod tests {
         let answer = Urgency::Answer { lane: 1 };
         let count = (0..1000).take_while(|_| outbox.push(&REPLY, answer, bytes(100)).is_ok()).count();
         assert!(count < 100, "{count}");
-        assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(0)), Err(PushError::Full)));
+        assert!(matches!(outbox.push(&REPLY, answer, bytes(0)), Err(PushError::Full)));
+        assert!(outbox.push(&HEAD, Urgency::Message, bytes(0)).is_ok(), "messages have room of their own");
         for _ in 0..MAX_QUEUED_REFUSALS {
             assert!(outbox.push(&REFUSED, Urgency::Refusal { lane: 1 }, bytes(0)).is_ok());
         }

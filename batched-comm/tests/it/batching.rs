@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use batched_comm::{Batching, Compression, Endpoint, Mailbox, Traffic};
+use batched_comm::{Batching, Compression, Endpoint, EndpointConfig, Mailbox, Traffic};
 
 use crate::refusals::{hello, victim};
 use crate::support::*;
@@ -116,7 +116,8 @@ async fn small_large_and_incompressible_messages_pass_through_compression() {
 #[tokio::test]
 async fn a_peer_with_batching_of_its_own_keeps_it_until_it_is_taken_back() {
     let ca = ca();
-    let [a, b, c] = [bind(&ca, "a").await, bind(&ca, "b").await, bind(&ca, "c").await];
+    let as_task = EndpointConfig::new().with_network_thread(false);
+    let [a, b, c] = [bind_with(&ca, "a", as_task).await, bind(&ca, "b").await, bind(&ca, "c").await];
     let small = Batching::default().with_max_batch_messages(10).unwrap();
     let all = Batching::default().with_max_batch_messages(50).unwrap();
     // Before it is known.

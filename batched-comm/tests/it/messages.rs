@@ -225,7 +225,7 @@ async fn batching_is_changed_while_running_and_read_back() {
 #[tokio::test]
 async fn at_the_bound_a_send_waits_and_a_try_send_is_refused() {
     let ca = ca();
-    let config = EndpointConfig::new().with_max_queued_bytes(4096).unwrap();
+    let config = EndpointConfig::new().with_max_queued_bytes(4096).unwrap().with_network_thread(false);
     let (a, b) = (bind_with(&ca, "a", config).await, bind(&ca, "b").await);
     connect(&a, &b).await;
     let mut mailbox = b.mailbox("in", 100_000).unwrap();
@@ -304,7 +304,7 @@ async fn open_calls(
 
 async fn narrow_pair() -> (Endpoint, Endpoint) {
     let ca = ca();
-    let narrow = EndpointConfig::new().with_max_queued_bytes(4096).unwrap();
+    let narrow = EndpointConfig::new().with_max_queued_bytes(4096).unwrap().with_network_thread(false);
     let (a, b) = (bind(&ca, "a").await, bind_with(&ca, "b", narrow).await);
     connect(&a, &b).await;
     (a, b)
