@@ -84,7 +84,7 @@ async fn chat(endpoint: &Endpoint, others: Vec<SocketAddr>) -> Result<(), Box<dy
             changed = peers.changed() => {
                 changed?;
                 let now: BTreeSet<NodeName> = peers
-                    .borrow_and_update()
+                    .get()
                     .iter()
                     .filter(|(_, state)| matches!(state, PeerState::Up { .. } | PeerState::Suspect { .. }))
                     .map(|(name, _)| name.clone())
@@ -103,9 +103,8 @@ async fn find(endpoint: &Endpoint, address: SocketAddr) {
     loop {
         match endpoint.probe(address, PROBE_TIMEOUT).await {
             Ok(name) => {
-                let is_up = |state: &Option<PeerState>| matches!(state, Some(PeerState::Up { .. }));
-                // Fails when this node ends before.
-                let _ = endpoint.watch_peer(&name).wait_for(is_up).await;
+                // Where it takes longer, what is said until then does not reach it.
+                let _ = endpoint.connected(&name, PATIENCE).await;
                 return;
             }
             Err(_) => sleep(PROBE_INTERVAL).await,

@@ -5,8 +5,8 @@ mod sending;
 mod sender;
 mod shared;
 mod limits;
+mod watching;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::runtime;
-use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 
 use crate::bulk::{BulkListener, BulkSender};
@@ -29,7 +28,7 @@ use crate::mailbox::Mailbox;
 use crate::message::Message;
 use crate::name::{Address, ClusterId, NodeName};
 use crate::network::{Network, NetworkRuntime};
-use crate::peer::{MAX_ADDRESSES, PeerEvent, PeerState, PeerStatus, Stop};
+use crate::peer::{MAX_ADDRESSES, PeerStatus, Stop};
 use crate::socket::ClosableSocket;
 use crate::tls::Identity;
 use crate::typed_mailbox::TypedMailbox;
@@ -37,6 +36,7 @@ use crate::typed_mailbox::TypedMailbox;
 pub use sender::Sender;
 pub use shared::MAX_PEERS;
 use shared::{Shared, Target};
+pub use watching::{PeerWatch, PeersWatch};
 
 /// More only lets queues grow.
 const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
@@ -262,24 +262,6 @@ impl Endpoint {
         let mut peers: Vec<_> = peers.iter().map(|peer| peer.public_status()).collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         peers
-    }
-
-    /// How the connection to one peer stands, as a value to be watched: unlike [`Endpoint::events`], it is
-    /// never behind the latest change, and may pass over states in between. `None` while `name` is no peer:
-    /// not yet known, or removed; it may become one again. At the end of the endpoint it is `None`, and the
-    /// channel is closed.
-    pub fn watch_peer(&self, name: &NodeName) -> watch::Receiver<Option<PeerState>> {
-        self.shared().watches.watch(name)
-    }
-
-    /// The same for all peers. Who is no peer is not in it; at the end it is empty, and the channel is closed.
-    pub fn watch_peers(&self) -> watch::Receiver<BTreeMap<NodeName, PeerState>> {
-        self.shared().watches.watch_all()
-    }
-
-    /// What happens to peers from now on. Whoever is too slow misses the oldest and is told so.
-    pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
-        self.shared().events.subscribe()
     }
 
     /// When and how batches leave, for all peers that have nothing of their own.

@@ -426,6 +426,11 @@ impl CallError {
     }
 }
 
+/// The endpoint has ended, and no state of a peer changes any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the endpoint whose peers are watched is shut down")]
+pub struct WatchEnded;
+
 /// Why a mailbox could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MailboxError {
@@ -491,6 +496,12 @@ pub enum BulkError {
     Lost {
         /// What was said.
         reason: String,
+    },
+    /// The transfer did not begin: as many as the receiver allows ran already, or the connection was slow.
+    #[error("no transfer could begin within {after:?}: wait until others to this node have ended")]
+    Timeout {
+        /// How long it waited.
+        after: Duration,
     },
     /// What came is no transfer.
     #[error("the other side broke the protocol: {reason}")]

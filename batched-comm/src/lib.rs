@@ -35,10 +35,10 @@ pub use rkyv;
 
 pub use bulk::{BulkListener, BulkReceiver, BulkSender, MAX_BULK_BACKLOG, MAX_BULK_HEADER_BYTES};
 pub use config::{Batching, Compression, EndpointConfig, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
-pub use endpoint::{Endpoint, MAX_PEERS, Sender};
+pub use endpoint::{Endpoint, MAX_PEERS, PeerWatch, PeersWatch, Sender};
 pub use error::{
     BindError, BulkError, CallError, ConfigError, ConnectError, DecodeError, EncodeError, IdentityError, MailboxError,
-    Refusal, SendError,
+    Refusal, SendError, WatchEnded,
 };
 pub use mailbox::{Incoming, MAX_MAILBOX_BYTES, MAX_MAILBOX_CAPACITY, Mailbox, ReplyHandle};
 pub use message::{Body, Message, Request, Wire, decode, encode};
@@ -49,3 +49,4 @@ pub use stats::{PerBatch, Traffic};
 pub use test_net::TestNet;
 pub use tls::{Identity, MemoryCa};
 pub use typed_mailbox::{Reply, TypedMailbox};
+pub use watches::Watch;
