@@ -241,7 +241,6 @@ impl Driver {
         let Link { connection, send, recv, peer: introduction, told, .. } = link;
         let instance = introduction.instance;
         self.lanes += 1;
-        self.advance(Event::Established { dialled, instance, now: clock::now() });
         {
             let mut status = self.peer.status();
             status.last_address = Some(connection.remote_address());
@@ -252,6 +251,8 @@ impl Driver {
         self.peer.stats.connected();
         self.peer.outbox.open(self.lanes);
         self.peer.lane_state.send_replace(LaneState::Up);
+        // Only now: who sees in a watch that it is up may send.
+        self.advance(Event::Established { dialled, instance, now: clock::now() });
         self.publish(PeerEvent::Up { peer: self.peer.name.clone(), instance });
         let mut tasks = PartSet::new(self.parts.network.clone());
         tasks.spawn(lane::write(send, self.peer.clone(), self.lanes, introduction.compressions));
