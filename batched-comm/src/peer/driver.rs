@@ -440,7 +440,9 @@ impl Driver {
         self.fail_calls(&unsent);
         self.peer.stats.dropped(DropReason::NoConnection, unsent.messages);
         self.peer.stats.waits(Waiting::default(), 0);
-        if close != Close::Replaced {
+        // A new connection of the same start leaves transfers alone; a new start knows nothing of them.
+        let start_lives_on = matches!(end, End::Replaced(offer) if offer.link.peer.instance == instance);
+        if !start_lives_on {
             self.peer.bulk.close(instance, close);
         }
         tracing::debug!(peer = %self.peer.name, %reason, "a connection ended");

@@ -1,7 +1,7 @@
 //! Bulk transfers.
 
 use batched_comm::test_net::{Link, TestNet};
-use batched_comm::{BulkError, BulkReceiver, Endpoint, EndpointConfig};
+use batched_comm::{BulkError, BulkReceiver, Endpoint, EndpointConfig, PeerEvent};
 use std::time::Duration;
 
 use crate::support::*;
@@ -182,6 +182,41 @@ async fn transfers_that_nobody_reads_do_not_stop_the_others() {
     }
     assert_eq!(&soon("the reply", sender.finish()).await.unwrap()[..], b"8388608");
     reading.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transfer_to_a_restarted_peer_does_not_go_to_its_former_start() {
+    let net = TestNet::new(1);
+    let ca = ca();
+    let identity = ca.issue("b").unwrap();
+    let bind = async |identity, address: &str| {
+        Endpoint::bind_in(&net, address.parse().unwrap(), identity, EndpointConfig::new()).await.unwrap()
+    };
+    let a = bind(ca.issue("a").unwrap(), "10.0.0.1:1").await;
+    let first = bind(identity.clone(), "10.0.0.2:1").await;
+    connect(&a, &first).await;
+    let transfer = async |to: &Endpoint| {
+        let mut listener = to.bulk_listener("files", 4).unwrap();
+        let mut sender = a.open_bulk(&at(to, "files"), b"").await?;
+        sender.write(chunk(1).into()).await?;
+        let mut receiver = listener.accept().await.unwrap();
+        let (reply, received) = tokio::join!(sender.finish(), async {
+            let bytes = read_all(&mut receiver).await?.len();
+            receiver.reply(b"ok").await?;
+            Ok::<_, BulkError>(bytes)
+        });
+        reply.and(received)
+    };
+    let chunk_bytes = chunk(1).len();
+    assert_eq!(soon("a transfer", transfer(&first)).await.unwrap(), chunk_bytes);
+    // It says nothing, and comes back elsewhere before anybody misses it.
+    net.crash(first.local_address());
+    let mut events = a.events();
+    let second = bind(identity, "10.0.0.3:1").await;
+    second.set_peer(a.name(), vec![a.local_address()]);
+    let is_up = |event| matches!(event, PeerEvent::Up { instance, .. } if instance == second.instance()).then_some(());
+    event(&mut events, "the new start", is_up).await;
+    assert_eq!(soon("a transfer", transfer(&second)).await.unwrap(), chunk_bytes);
 }
 
 #[tokio::test]
