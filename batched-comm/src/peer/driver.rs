@@ -107,6 +107,8 @@ impl Driver {
     /// A connection, dialled from either side; `None` to stop.
     async fn establish(&mut self) -> Option<Established> {
         let mut dial: Option<Dial> = None;
+        // Where that goes.
+        let mut dialled = None;
         loop {
             if self.wanted.borrow_and_update().stop.is_some() {
                 return None;
@@ -127,7 +129,8 @@ impl Driver {
                 }
                 () = sleep_until(dial_at.unwrap_or_else(clock::now).into()), if dial_at.is_some() => {
                     self.advance(Event::Dial);
-                    dial = Some(self.reach());
+                    dialled = self.next_address();
+                    dial = Some(self.reach(dialled));
                 }
                 step = progress(&mut dial), if dial.is_some() => match step {
                     Step::Reached(reached) => {
@@ -152,6 +155,11 @@ impl Driver {
                         return None;
                     }
                     self.next_address = 0;
+                    if dial.is_some() && !self.is_wanted(dialled) {
+                        // The peer is no longer said to be there.
+                        dial = None;
+                        self.advance(Event::Failed { retry_at: None });
+                    }
                     if let Connection::BackingOff { until, .. } = &mut self.connection {
                         // New addresses are tried at once.
                         *until = clock::now();
@@ -189,8 +197,11 @@ impl Driver {
         address
     }
 
-    fn reach(&mut self) -> Dial {
-        let address = self.next_address();
+    fn is_wanted(&self, address: Option<SocketAddr>) -> bool {
+        address.is_some_and(|address| self.wanted.borrow().addresses.contains(&address))
+    }
+
+    fn reach(&self, address: Option<SocketAddr>) -> Dial {
         let (linker, name) = (self.parts.linker.clone(), self.peer.name.clone());
         Box::pin(async move {
             // Dialling begins only with an address; if it has just been taken away, the attempt fails.

@@ -211,6 +211,32 @@ async fn a_peer_that_restarts_at_another_address_is_followed_there() {
     assert_eq!(a.peer_address(third.name()), Some(address(4)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_new_address_is_dialled_at_once_while_a_former_one_is_being_dialled() {
+    let net = TestNet::new(1);
+    let ca = ca();
+    let a = node(&net, &ca.issue("a").unwrap(), 1).await;
+    let b = node(&net, &ca.issue("b").unwrap(), 2).await;
+    echo(b.mailbox("echo", 10).unwrap());
+    // Nobody is there.
+    a.set_peer(b.name(), vec![address(8), address(9)]);
+    sleep(ms(100)).await;
+    assert_eq!(a.peers()[0].state, PeerState::Connecting);
+    a.set_peer(b.name(), vec![address(9), address(8)]);
+    sleep(ms(100)).await;
+    assert_eq!(net.traffic().handshakes, 1, "it is still said to be there");
+    let told_at = Instant::now();
+    a.set_peer(b.name(), vec![address(2)]);
+    assert_eq!(a.call(&at(&b, "echo"), &note(1), DEADLINE).await.unwrap(), note(1));
+    assert!(told_at.elapsed() < ms(50), "{:?}", told_at.elapsed());
+    // The same when it is said that it is nowhere.
+    let c: batched_comm::NodeName = "c".parse().unwrap();
+    a.set_peer(&c, vec![address(9)]);
+    sleep(ms(100)).await;
+    a.set_peer(&c, Vec::new());
+    eventually("an end of it", || a.peers()[1].state == PeerState::Idle).await;
+}
+
 #[test]
 fn a_restarted_peer_is_noticed_within_50_ms_when_it_dials_and_at_the_next_ping_when_not() {
     let ca = ca();
