@@ -22,6 +22,8 @@ pub(crate) struct Batcher {
     /// Where the last batch begins; it can take more frames while `open`.
     last_start: usize,
     last_messages: u32,
+    /// Messages to several mailboxes counted as several.
+    last_deliveries: u32,
     open: bool,
     messages: u64,
     batches: u64,
@@ -94,13 +96,18 @@ impl Batcher {
             self.open = true;
             self.last_start = end;
             self.last_messages = 0;
+            self.last_deliveries = 0;
             self.batches += 1;
         }
         self.last_messages += 1;
+        self.last_deliveries += match head.kind {
+            Kind::CastMany => 1 + head.mailbox.split(frame::MAILBOX_SEPARATOR).count() as u32,
+            _ => 1,
+        };
         self.messages += 1;
         let batch_bytes = self.write_headers(head, frame_start, body_bytes);
         self.complete_bytes = self.buffer.len();
-        let closed = self.last_messages >= limits.max_batch_messages() || batch_bytes >= limits.max_batch_bytes();
+        let closed = self.last_deliveries >= limits.max_batch_messages() || batch_bytes >= limits.max_batch_bytes();
         self.open = !closed;
         Ok(Pushed { first: end == 0, closed })
     }

@@ -7,6 +7,9 @@ use crate::error::ConfigError;
 /// The largest message, in bytes; what is larger goes in bulk.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
+/// The largest allowed `max_batch_messages`; a message to several mailboxes counts as several.
+pub(crate) const MAX_BATCH_MESSAGES: u32 = 65_536;
+
 /// The largest allowed `max_batch_bytes`.
 pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
@@ -78,7 +81,7 @@ impl Batching {
 
     /// Sets how many messages a batch has at most: 1 to 65,536 (default 4,096).
     pub fn with_max_batch_messages(self, max_batch_messages: u32) -> Result<Self, ConfigError> {
-        in_range("max_batch_messages", max_batch_messages, 1, 65_536)?;
+        in_range("max_batch_messages", max_batch_messages, 1, MAX_BATCH_MESSAGES)?;
         Ok(Batching { max_batch_messages, ..self })
     }
 

@@ -19,7 +19,7 @@
 use rkyv::util::AlignedVec;
 
 use crate::compression::{self, Packer, Unpacker};
-use crate::config::{Compression, MAX_BATCH_BYTES, MAX_MESSAGE_BYTES};
+use crate::config::{Compression, MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, MAX_MESSAGE_BYTES};
 use crate::error::FrameError;
 use crate::name::{ClusterId, MAX_MAILBOX_NAME_BYTES};
 
@@ -37,6 +37,9 @@ pub(crate) const MAX_BATCH_FRAMES_BYTES: usize = MAX_BATCH_BYTES
     + MAX_MESSAGE_BYTES
     + (FRAME_HEADER_BYTES + MAX_JOINED_NAMES_BYTES).next_multiple_of(ALIGNMENT)
     + ALIGNMENT;
+
+/// A [`Kind::CastMany`] has at most as many mailboxes.
+pub(crate) const MAX_JOINED_NAMES: usize = 64;
 
 /// Stands between the mailboxes of a [`Kind::CastMany`]; no mailbox's name contains it.
 pub(crate) const MAILBOX_SEPARATOR: char = ',';
@@ -205,6 +208,9 @@ pub(crate) fn next_batch(bytes: &[u8]) -> Result<Option<Batch<'_>>, FrameError> 
         given => return Err(FrameError::Compression { given }),
     };
     let messages = number_u32(header, 4);
+    if messages > MAX_BATCH_MESSAGES {
+        return Err(FrameError::Shape("it has more than 65,536 messages"));
+    }
     let wire_bytes = number_u32(header, 8) as usize;
     let raw_bytes = number_u32(header, 12) as usize;
     for given in [wire_bytes, raw_bytes] {
@@ -326,6 +332,9 @@ fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), FrameError> {
         .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + mailbox_bytes)
         .and_then(|bytes| std::str::from_utf8(bytes).ok())
         .ok_or(FrameError::MailboxName)?;
+    if kind == Kind::CastMany && !are_names(mailbox) {
+        return Err(FrameError::MailboxName);
+    }
     let body_start = body_offset(mailbox);
     let end = (body_start + body_bytes).next_multiple_of(ALIGNMENT);
     let (Some(body), Some(rest)) = (bytes.get(body_start..body_start + body_bytes), bytes.get(end..)) else {
@@ -333,6 +342,12 @@ fn split_frame(bytes: &[u8]) -> Result<(Frame<'_>, &[u8]), FrameError> {
     };
     let head = Head { kind, mailbox, type_number: number_u32(header, 4), call: number_u64(header, 8) };
     Ok((Frame { head, body }, rest))
+}
+
+/// Whether these are mailboxes of a [`Kind::CastMany`]: an empty one is none.
+fn are_names(joined: &str) -> bool {
+    let mut names = joined.split(MAILBOX_SEPARATOR);
+    names.by_ref().take(MAX_JOINED_NAMES).all(|name| !name.is_empty()) && names.next().is_none()
 }
 
 /// The number at `offset`; zero beyond the end, which no caller asks for.
@@ -495,7 +510,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let long = "m".repeat(MAX_MAILBOX_NAME_BYTES);
-        let many = vec!["m"; 128].join(",");
+        let many = vec!["m"; MAX_JOINED_NAMES].join(",");
         let heads = [
             CALL,
             REPLY,
@@ -513,6 +528,30 @@ mod tests {
         let read: Vec<_> = read.frames(&mut unpacker).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(read.iter().map(|f| f.head).collect::<Vec<_>>(), heads);
         assert!(read.iter().all(|f| f.body == b"0123456789abcdefg"));
+    }
+
+    #[test]
+    fn a_message_to_several_mailboxes_names_each_and_not_too_many() {
+        let many = |count| vec!["m"; count].join(",");
+        for (names, is_allowed) in [
+            ("a,b".to_owned(), true),
+            (many(MAX_JOINED_NAMES), true),
+            (many(MAX_JOINED_NAMES + 1), false),
+            (",".repeat(MAX_JOINED_NAMES_BYTES), false),
+            ("a,".to_owned(), false),
+            (",a".to_owned(), false),
+        ] {
+            let head = Head { kind: Kind::CastMany, mailbox: &names, type_number: 9, call: 0 };
+            assert_eq!(split_frame(&frame(&head, b"")).is_ok(), is_allowed, "{names}");
+        }
+    }
+
+    #[test]
+    fn a_batch_of_too_many_messages_is_refused_before_they_are_looked_at() {
+        let mut bytes = batch(&[frame(&CALL, b"hello")]);
+        bytes[4..8].copy_from_slice(&(MAX_BATCH_MESSAGES + 1).to_le_bytes());
+        let error = next_batch(&bytes).unwrap_err().to_string();
+        assert!(error.ends_with("it has more than 65,536 messages"), "{error}");
     }
 
     #[test]

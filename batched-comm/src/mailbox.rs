@@ -25,7 +25,7 @@ pub use reply::ReplyHandle;
 /// A mailbox's capacity is at most this.
 pub const MAX_MAILBOX_CAPACITY: usize = 1 << 20;
 
-/// A mailbox whose messages have this many bytes is full, whatever its capacity.
+/// A mailbox whose messages have this many bytes is full, whatever its capacity; each counts as 256 more than its body.
 pub const MAX_MAILBOX_BYTES: usize = 64 * 1024 * 1024;
 
 /// Receives the messages that are sent to its name. Dropping it gives the name back; calls that nobody
@@ -324,6 +324,17 @@ mod tests {
         let received: Vec<_> = std::iter::from_fn(|| mailbox.try_recv()).map(|m| m.body().to_vec()).collect();
         assert_eq!(received, [b"other".to_vec(), b"1".to_vec()]);
         assert_eq!(mailboxes.run("none", &from).push(&mut gathered, || cast(b"")), Err(Refused::UnknownMailbox));
+    }
+
+    #[test]
+    fn messages_without_a_body_have_a_bound_in_bytes_too() {
+        let registry = Arc::new(Registry::default());
+        let mut mailbox = registry.register("a", MAX_MAILBOX_CAPACITY).unwrap();
+        let mailboxes = registry.mailboxes();
+        let from = n1();
+        let count = (0..MAX_MAILBOX_CAPACITY).take_while(|_| mailboxes.deliver("a", &from, || cast(b"")).is_ok()).count();
+        assert_eq!(count, MAX_MAILBOX_BYTES / 256);
+        assert!(mailbox.try_recv().is_some() && mailboxes.deliver("a", &from, || cast(b"")).is_ok());
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ use crate::calls::{Calls, MAX_CALLS};
 use crate::clock;
 use crate::config::{Batching, EndpointConfig};
 use crate::error::{CallError, EncodeError, Refusal, SendError};
-use crate::frame::{Head, Kind, MAILBOX_SEPARATOR, MAX_JOINED_NAMES_BYTES, Refused};
+use crate::frame::{Head, Kind, MAILBOX_SEPARATOR, MAX_JOINED_NAMES, MAX_JOINED_NAMES_BYTES, Refused};
 use crate::link::Link;
 use crate::mailbox::Answer;
 use crate::message::Body;
@@ -362,7 +362,7 @@ impl Peer {
             let mut names = first.to_string();
             let mut count = 1;
             for name in others {
-                if names.len() + 1 + name.as_str().len() > MAX_JOINED_NAMES_BYTES {
+                if count == MAX_JOINED_NAMES || names.len() + 1 + name.as_str().len() > MAX_JOINED_NAMES_BYTES {
                     break;
                 }
                 names.push(MAILBOX_SEPARATOR);

@@ -14,6 +14,8 @@ use crate::frame::Refused;
 use crate::message::Body;
 use crate::name::NodeName;
 
+/// What a message costs besides its body: its place in a chunk, which may be the only one that is used.
+const MESSAGE_BYTES: usize = 256;
 /// A chunk has at most as many: it costs some 20 KiB, which an allocator has at hand.
 const MAX_CHUNK_MESSAGES: usize = 128;
 /// Emptied chunks that are kept for their memory.
@@ -33,6 +35,13 @@ type Messages = VecDeque<Arrived>;
 struct Chunk {
     from: NodeName,
     messages: Messages,
+}
+
+impl Arrived {
+    /// What it costs a queue.
+    fn bytes(&self) -> usize {
+        self.body.len() + MESSAGE_BYTES
+    }
 }
 
 /// What a queue can take.
@@ -83,7 +92,7 @@ impl<'a> Run<'a> {
             self.room = queue.room(&gathered.messages)?;
         }
         let arrived = arrived();
-        self.room = self.room.less(arrived.body.len());
+        self.room = self.room.less(arrived.bytes());
         gathered.messages.push_back(arrived);
         Ok(())
     }
@@ -101,16 +110,24 @@ impl<'a> Run<'a> {
             if room.is_none() || state.closed {
                 break;
             }
-            room = room.less(arrived.body.len());
-            bytes += arrived.body.len();
+            room = room.less(arrived.bytes());
+            bytes += arrived.bytes();
             count += 1;
         }
         let refused = if state.closed { Refused::UnknownMailbox } else { Refused::MailboxFull };
         let mut untaken = messages.split_off(count);
         if count > 0 {
-            let spare = state.spares.pop().unwrap_or_default();
-            let messages = std::mem::replace(messages, spare);
-            state.chunks.push_back(Chunk { from: self.from.clone(), messages });
+            match state.chunks.back_mut() {
+                // So that messages that come one by one fill their chunks, too.
+                Some(last) if last.from == *self.from && last.messages.len() + count <= MAX_CHUNK_MESSAGES => {
+                    last.messages.append(messages);
+                }
+                _ => {
+                    let spare = state.spares.pop().unwrap_or_default();
+                    let messages = std::mem::replace(messages, spare);
+                    state.chunks.push_back(Chunk { from: self.from.clone(), messages });
+                }
+            }
             state.messages += count;
             state.bytes += bytes;
             if let Some(waker) = state.waker.take() {
@@ -193,7 +210,7 @@ impl Queue {
             calls.push(ended);
         }
         state.messages = state.chunks.iter().map(|chunk| chunk.messages.len()).sum();
-        state.bytes = state.chunks.iter().flat_map(|chunk| &chunk.messages).map(|m| m.body.len()).sum();
+        state.bytes = state.chunks.iter().flat_map(|chunk| &chunk.messages).map(Arrived::bytes).sum();
         let waker = state.waker.take();
         drop(state);
         waker.into_iter().for_each(Waker::wake);
@@ -210,7 +227,7 @@ impl Queue {
         if state.closed {
             return Err(Refused::UnknownMailbox);
         }
-        let room = gathered.iter().fold(self.room_in(&state), |room, arrived| room.less(arrived.body.len()));
+        let room = gathered.iter().fold(self.room_in(&state), |room, arrived| room.less(arrived.bytes()));
         if room.is_none() { Err(Refused::MailboxFull) } else { Ok(room) }
     }
 
@@ -271,7 +288,7 @@ impl Taken {
                 continue;
             };
             self.messages -= 1;
-            self.bytes -= arrived.body.len();
+            self.bytes -= arrived.bytes();
             queue.set_taken(self.messages, self.bytes);
             // After the end, nobody can answer a call.
             if arrived.reply.is_none() || !queue.has_ended.load(Relaxed) {

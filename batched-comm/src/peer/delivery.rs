@@ -8,15 +8,21 @@ use std::sync::Arc;
 use super::Peer;
 use crate::calls::Delivered;
 use crate::compression::Unpacker;
-use crate::config::Compression;
+use crate::config::{Compression, MAX_BATCH_MESSAGES};
 use crate::error::FrameError;
-use crate::frame::{self, BATCH_HEADER_BYTES, Frame, Frames, Kind, Refused};
+use crate::frame::{self, BATCH_HEADER_BYTES, Frame, Frames, Kind, MAX_JOINED_NAMES, Refused};
 use crate::mailbox::{Answer, Arrived, Gathered, Mailboxes, Registry, ReplyHandle, Run};
 use crate::message::Body;
 use crate::stats::DropReason;
 
 /// Others have a turn after as many bytes were unpacked: a few bytes can stand for very many.
 const TURN_BYTES: usize = 1024 * 1024;
+/// And after as many messages, at the end of the batch.
+const TURN_DELIVERIES: usize = 16 * 1024;
+/// What the messages of a batch may be, those to several mailboxes counted as several: some 10 ms of work.
+const MAX_BATCH_DELIVERIES: usize = MAX_BATCH_MESSAGES as usize + MAX_JOINED_NAMES;
+/// Answers that are handed to their callers together.
+const MAX_GATHERED_ANSWERS: usize = 1024;
 
 pub(super) struct Delivery {
     peer: Arc<Peer>,
@@ -25,6 +31,8 @@ pub(super) struct Delivery {
     /// Messages to one mailbox, and the answers of one batch; both kept for their memory.
     gathered: Gathered,
     answers: Vec<(u64, Answer)>,
+    /// Messages since the last turn of others; those to several mailboxes are several.
+    deliveries: usize,
 }
 
 /// How far a delivery came.
@@ -37,13 +45,14 @@ pub(super) struct Progress {
 
 impl Delivery {
     pub(super) fn new(peer: Arc<Peer>, registry: Arc<Registry>, lane: u64) -> Delivery {
-        Delivery { peer, registry, lane, gathered: Gathered::default(), answers: Vec::new() }
+        Delivery { peer, registry, lane, gathered: Gathered::default(), answers: Vec::new(), deliveries: 0 }
     }
 
-    /// Delivers the complete batches in `bytes`.
+    /// Delivers the complete batches in `bytes`, until it is the turn of others.
     pub(super) fn deliver(&mut self, bytes: &[u8], unpacker: &mut Unpacker) -> Result<Progress, FrameError> {
         let mut consumed = 0;
         let mut unpacked_bytes = 0;
+        self.deliveries = 0;
         while let Some(batch) = frame::next_batch(&bytes[consumed..])? {
             let delivered = self.deliver_batch(batch.frames(unpacker)?);
             self.answer_calls();
@@ -53,9 +62,9 @@ impl Delivery {
             consumed += batch.total_bytes;
             if batch.compression != Compression::None {
                 unpacked_bytes += batch.raw_bytes;
-                if unpacked_bytes >= TURN_BYTES {
-                    return Ok(Progress { bytes: consumed, interrupted: true });
-                }
+            }
+            if unpacked_bytes >= TURN_BYTES || self.deliveries >= TURN_DELIVERIES {
+                return Ok(Progress { bytes: consumed, interrupted: true });
             }
         }
         Ok(Progress { bytes: consumed, interrupted: false })
@@ -67,10 +76,17 @@ impl Delivery {
         let mailboxes = registry.mailboxes();
         let mut run = mailboxes.run("", &peer.name);
         let mut result = Ok(());
+        let before = self.deliveries;
         for frame in frames {
             result = frame.and_then(|frame| self.deliver_frame(&mailboxes, &mut run, &frame));
+            if result.is_ok() && self.deliveries - before > MAX_BATCH_DELIVERIES {
+                result = Err(FrameError::Shape("messages to more mailboxes than a batch may have messages"));
+            }
             if result.is_err() {
                 break;
+            }
+            if self.answers.len() >= MAX_GATHERED_ANSWERS {
+                self.answer_calls();
             }
         }
         self.end(&mut run);
@@ -85,6 +101,7 @@ impl Delivery {
         frame: &Frame<'a>,
     ) -> Result<(), FrameError> {
         let head = frame.head;
+        self.deliveries += 1;
         match head.kind {
             Kind::Reply => self.answers.push((head.call, Answer::Reply(Body::copy_from(frame.body)))),
             Kind::Refused => {
@@ -99,6 +116,7 @@ impl Delivery {
             Kind::Cast => self.gather(mailboxes, run, head.mailbox, frame, None),
             Kind::CastMany => {
                 for mailbox in head.mailbox.split(frame::MAILBOX_SEPARATOR) {
+                    self.deliveries += 1;
                     self.gather(mailboxes, run, mailbox, frame, None);
                 }
             }
