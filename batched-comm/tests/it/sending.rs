@@ -7,7 +7,7 @@ use crate::support::*;
 #[tokio::test]
 async fn a_cast_never_fails_and_what_cannot_be_taken_is_counted() {
     let ca = ca();
-    let config = EndpointConfig::new().with_max_queued_bytes(4096).unwrap();
+    let config = EndpointConfig::new().with_max_queued_bytes(4096).unwrap().with_network_thread(false);
     let (a, b) = (bind_with(&ca, "a", config).await, bind(&ca, "b").await);
     let (mut mailbox, to) = (b.mailbox("in", 1000).unwrap(), at(&b, "in"));
     let dropped = || a.peers()[0].traffic.messages_dropped;
