@@ -12,9 +12,9 @@ use std::future::poll_fn;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::task::{Context, Poll};
 
-use crate::error::{DecodeError, MailboxError, SendError};
+use crate::error::{DecodeError, EncodeError, MailboxError, SendError};
 use crate::frame::Refused;
-use crate::message::{self, Body, Message, Wire};
+use crate::message::{self, Body, Message, Request, Wire};
 use crate::name::{MailboxName, NodeName};
 
 pub(crate) use queue::{Arrived, Gathered, Run};
@@ -51,17 +51,27 @@ impl Mailbox {
         poll_fn(|context| self.poll(context)).await
     }
 
-    /// As many as there are, up to `limit`, behind what is in `buffer` already; waits for the first. Answers how
-    /// many: zero when the endpoint is shut down, or `limit` is zero. Nothing is lost when the future is dropped.
+    /// As many as there are, up to `limit`, behind what is in `buffer` already; waits for the first. What comes
+    /// meanwhile is left for the next time, so that the mailbox's capacity bounds what is received at once. Answers
+    /// how many: zero when the endpoint is shut down, or `limit` is zero. Nothing is lost when the future is dropped.
     pub async fn recv_many(&mut self, buffer: &mut Vec<Incoming>, limit: usize) -> usize {
         if limit == 0 {
             return 0;
         }
+        let mut may_look = !self.taken.is_empty();
         let Some(first) = self.recv().await else { return 0 };
         buffer.push(first);
         let mut count = 1;
         while count < limit {
-            let Some(next) = self.try_recv() else { break };
+            let next = match self.next_taken() {
+                // The rest of what was taken before is no look into the queue.
+                None if may_look => {
+                    may_look = false;
+                    self.try_recv()
+                }
+                next => next,
+            };
+            let Some(next) = next else { break };
             buffer.push(next);
             count += 1;
         }
@@ -144,8 +154,38 @@ impl Incoming {
         message::decode(&self.body)
     }
 
-    /// Answers a call; the answer to a cast goes nowhere. Never waits: where many large answers are on
-    /// their way, [`Incoming::reply_waiting`] is the one to use.
+    /// Answers a call by an `R` with what its caller expects; the answer to a cast goes nowhere. Never waits: where
+    /// many large answers are on their way, [`Incoming::answer_waiting`] is the one to use. A
+    /// [`TypedMailbox`](crate::TypedMailbox) needs no `R` to be named.
+    ///
+    /// # Errors
+    /// As [`Incoming::reply`]; and when the message's number is not that of an `R`: the caller is told that it gets
+    /// none.
+    pub fn answer<R: Request>(self, answer: &R::Reply) -> Result<(), SendError> {
+        self.is_answered_as::<R>()?;
+        self.reply(answer)
+    }
+
+    /// The same, waiting while the way back is full.
+    ///
+    /// # Errors
+    /// As [`Incoming::answer`], but for a way back that is full.
+    pub async fn answer_waiting<R: Request>(self, answer: &R::Reply) -> Result<(), SendError> {
+        self.is_answered_as::<R>()?;
+        self.reply_waiting(answer).await
+    }
+
+    fn is_answered_as<R: Request>(&self) -> Result<(), SendError> {
+        if self.type_number == R::TYPE {
+            return Ok(());
+        }
+        let reason = format!("it answers messages of type {}, and this one is of type {}", R::TYPE, self.type_number);
+        Err(EncodeError { reason }.into())
+    }
+
+    /// Answers a call with any value; the answer to a cast goes nowhere. An answer carries no number: where the caller
+    /// expects another type, it gets an error or, where the bytes happen to fit, another value. So
+    /// [`Incoming::answer`] is what answers a [`Request`]. Never waits.
     ///
     /// # Errors
     /// When the answer cannot be encoded, or the way back is full: the caller is told that it gets none. When
@@ -263,6 +303,9 @@ impl Mailboxes<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures_util::FutureExt;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -332,7 +375,8 @@ mod tests {
         let mut mailbox = registry.register("a", MAX_MAILBOX_CAPACITY).unwrap();
         let mailboxes = registry.mailboxes();
         let from = n1();
-        let count = (0..MAX_MAILBOX_CAPACITY).take_while(|_| mailboxes.deliver("a", &from, || cast(b"")).is_ok()).count();
+        let count =
+            (0..MAX_MAILBOX_CAPACITY).take_while(|_| mailboxes.deliver("a", &from, || cast(b"")).is_ok()).count();
         assert_eq!(count, MAX_MAILBOX_BYTES / 256);
         assert!(mailbox.try_recv().is_some() && mailboxes.deliver("a", &from, || cast(b"")).is_ok());
     }
@@ -352,6 +396,37 @@ mod tests {
     }
 
     #[test]
+    fn who_receives_many_at_once_is_not_held_by_those_who_go_on_sending() {
+        let registry = Arc::new(Registry::default());
+        let mut mailbox = registry.register("a", 4).unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        let _ = registry.mailboxes().deliver("a", &n1(), || cast(b"x"));
+                    }
+                });
+            }
+            let (mut most, mut rounds) = (0, 0);
+            while rounds < 2000 {
+                let mut buffer = Vec::new();
+                let receiving = async {
+                    // Sometimes, something was taken before.
+                    let first = usize::from(mailbox.recv().await.is_some());
+                    first + mailbox.recv_many(&mut buffer, usize::MAX).await
+                };
+                match receiving.now_or_never() {
+                    Some(count) => (most, rounds) = (most.max(count), rounds + 1),
+                    None => std::thread::yield_now(),
+                }
+            }
+            is_done.store(true, Ordering::Relaxed);
+            assert!((2..=8).contains(&most), "{most} from a mailbox of 4, looked into twice");
+        });
+    }
+
+    #[test]
     fn a_mailbox_is_not_made_after_the_end_when_nobody_would_end_it() {
         let registry = Arc::new(Registry::default());
         registry.close();
@@ -364,14 +439,14 @@ mod tests {
         let mailbox = registry.register("a", 2).unwrap();
         let node: NodeName = "n1".parse().unwrap();
         let (sender, mut receiver) = oneshot::channel();
-        let reply = ReplyHandle::local(node.clone(), sender);
+        let reply = ReplyHandle::local(node.clone(), sender, 100);
         let call = Arrived { type_number: 1, body: Body::default(), reply: Some(reply) };
         assert!(registry.mailboxes().deliver("a", &n1(), || call).is_ok());
         drop(mailbox);
         let answer = receiver.try_recv().unwrap();
         assert!(matches!(answer, Answer::Refused(Refused::UnknownMailbox)));
         let (sender, mut receiver) = oneshot::channel();
-        drop(ReplyHandle::local(node, sender));
+        drop(ReplyHandle::local(node, sender, 100));
         let answer = receiver.try_recv().unwrap();
         assert!(matches!(answer, Answer::Refused(Refused::Unanswered)));
     }

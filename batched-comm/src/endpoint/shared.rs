@@ -305,7 +305,7 @@ impl Shared {
         within: Duration,
     ) -> Result<Body, CallError> {
         let (sender, answer) = oneshot::channel();
-        let reply = ReplyHandle::local(self.name.clone(), sender);
+        let reply = ReplyHandle::local(self.name.clone(), sender, self.config.max_message_bytes());
         self.deliver_local(to, type_number, body, Some(reply))?;
         let peer = self.name.clone();
         match timeout(within, answer).await {

@@ -20,7 +20,7 @@ pub struct ReplyHandle {
 
 enum Route {
     Remote { outbox: Owed, lane: u64, call: u64 },
-    Local { caller: oneshot::Sender<Answer>, node: NodeName },
+    Local { caller: oneshot::Sender<Answer>, node: NodeName, max_bytes: usize },
 }
 
 /// What a caller gets.
@@ -41,8 +41,9 @@ impl ReplyHandle {
         ReplyHandle { route: Some(Route::Remote { outbox: Owed::new(outbox), lane, call }) }
     }
 
-    pub(crate) fn local(node: NodeName, caller: oneshot::Sender<Answer>) -> ReplyHandle {
-        ReplyHandle { route: Some(Route::Local { caller, node }) }
+    /// To a caller on this node. `max_bytes`: as for answers to others, so that what works here works there.
+    pub(crate) fn local(node: NodeName, caller: oneshot::Sender<Answer>, max_bytes: usize) -> ReplyHandle {
+        ReplyHandle { route: Some(Route::Local { caller, node, max_bytes }) }
     }
 
     /// Answers the call. Never waits.
@@ -142,9 +143,17 @@ impl ReplyHandle {
                 self.route = Some(Route::Remote { outbox, lane, call });
                 Err(error)
             }
-            Route::Local { caller, node } => {
+            Route::Local { caller, node, max_bytes } => {
                 let mut buffer = AlignedVec::new();
-                encode(&mut buffer)?;
+                let mut encoded = encode(&mut buffer).map_err(SendError::from);
+                if encoded.is_ok() && buffer.len() > max_bytes {
+                    encoded = Err(SendError::TooLarge { given_bytes: buffer.len(), max_bytes });
+                }
+                if let Err(error) = encoded {
+                    // Dropping the rest tells the caller.
+                    self.route = Some(Route::Local { caller, node, max_bytes });
+                    return Err(error);
+                }
                 let answer = match kind {
                     Kind::Refused => Answer::Refused(Refused::from_number(type_number)),
                     _ => Answer::Reply(buffer.into()),

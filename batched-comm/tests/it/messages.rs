@@ -149,6 +149,54 @@ async fn an_oversized_message_is_refused_and_the_largest_arrives() {
 }
 
 #[tokio::test]
+async fn an_oversized_answer_is_refused_and_the_caller_told_on_this_node_as_on_another() {
+    let (a, b) = pair().await;
+    let max = batched_comm::MAX_MESSAGE_BYTES;
+    for target in [&a, &b] {
+        let mut mailbox = target.mailbox("large", 10).unwrap();
+        let serving = tokio::spawn(async move {
+            for bytes in [max + 1, max] {
+                let incoming = mailbox.recv().await.unwrap();
+                let answered = incoming.reply_bytes(&vec![7; bytes]);
+                let too_large = SendError::TooLarge { given_bytes: bytes, max_bytes: max };
+                assert_eq!(answered, if bytes > max { Err(too_large) } else { Ok(()) });
+            }
+        });
+        let error = a.call_bytes(&at(target, "large"), 1, b"", DEADLINE).await.unwrap_err();
+        assert!(matches!(error, CallError::Unanswered { .. }), "{error}");
+        assert_eq!(a.call_bytes(&at(target, "large"), 1, b"", DEADLINE).await.unwrap().len(), max);
+        serving.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_untyped_mailbox_answers_a_request_with_its_type_of_answer() {
+    let (a, b) = pair().await;
+    for target in [&a, &b] {
+        let (mut mailbox, to) = (target.mailbox("in", 10).unwrap(), at(target, "in"));
+        let serving = tokio::spawn(async move {
+            let incoming = mailbox.recv().await.unwrap();
+            let given = incoming.decode().unwrap();
+            incoming.answer::<Note>(&given).unwrap();
+            let incoming = mailbox.recv().await.unwrap();
+            incoming.answer_waiting::<Note>(&note(2)).await.unwrap();
+            // Not a note: no note answers it.
+            let error = mailbox.recv().await.unwrap().answer::<Note>(&note(3)).unwrap_err();
+            assert!(error.to_string().contains("messages of type 7, and this one is of type 1"), "{error}");
+            let answered = mailbox.recv().await.unwrap().answer_waiting::<Note>(&note(3)).await;
+            assert!(matches!(answered, Err(SendError::Encode(_))), "{answered:?}");
+        });
+        assert_eq!(a.call(&to, &note(1), DEADLINE).await.unwrap(), note(1));
+        assert_eq!(a.call(&to, &note(1), DEADLINE).await.unwrap(), note(2));
+        for _ in 0..2 {
+            let error = a.call_bytes(&to, 1, b"", DEADLINE).await.unwrap_err();
+            assert!(matches!(error, CallError::Unanswered { .. }), "{error}");
+        }
+        soon("four requests", serving).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn messages_of_one_sender_arrive_in_order_and_once() {
     const COUNT: u64 = 20_000;
     let (a, b) = pair().await;
