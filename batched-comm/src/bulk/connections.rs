@@ -95,8 +95,8 @@ impl BulkLink {
             sender.sent_bytes = 0;
             Ok(sender)
         };
-        let late = || BulkError::Lost { reason: format!("no transfer could begin within {OPEN_TIMEOUT:?}") };
-        timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|_| Err(late()))
+        let late = BulkError::Timeout { after: OPEN_TIMEOUT };
+        timeout(OPEN_TIMEOUT, opening).await.unwrap_or(Err(late))
     }
 
     async fn connection<C>(&self, connect: impl FnOnce() -> C) -> Result<quinn::Connection, BulkError>

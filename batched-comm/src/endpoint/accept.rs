@@ -102,7 +102,9 @@ async fn serve_bulk(shared: &Shared, mut link: Link) {
         Err(refusal) => return shared.linker.refuse(link, &refusal).await,
     };
     if shared.linker.accept(&mut link).await && peer.bulk().admit(link.peer.instance, &link.connection) {
-        let Link { connection, peer, .. } = link;
+        let Link { connection, peer, send, recv, .. } = link;
+        // Else the hello's stream takes the place of a transfer.
+        drop((send, recv));
         bulk::serve(connection, peer.name, shared.bulk_registry.clone()).await;
     }
 }
