@@ -31,14 +31,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = Endpoint::bind(address, ca.issue("server")?).await?;
     let client = Endpoint::bind(address, ca.issue("client")?).await?;
 
-    let mut mailbox = server.mailbox("echo", 10_000)?;
+    let mut mailbox = server.typed_mailbox::<Echo>("echo", 10_000)?;
     tokio::spawn(async move {
-        while let Some(incoming) = mailbox.recv().await {
-            match incoming.decode::<Echo>() {
-                // A caller that is gone needs no answer.
-                Ok(echo) => drop(incoming.reply(&echo.number)),
-                Err(error) => eprintln!("from {}: {error}", incoming.from),
-            }
+        while let Some((_from, echo, reply)) = mailbox.recv().await {
+            // A caller that is gone needs no answer.
+            let _ = reply.reply(&echo.number);
         }
     });
 

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use crate::error::SendError;
 use crate::frame::Refused;
-use crate::mailbox::{Mailbox, ReplyHandle};
+use crate::mailbox::{Incoming, Mailbox, ReplyHandle};
 use crate::message::{Message, Request};
 use crate::name::{MailboxName, NodeName};
 
@@ -40,15 +40,32 @@ impl<M: Message> TypedMailbox<M> {
     pub async fn recv(&mut self) -> Option<(NodeName, M, Reply<M>)> {
         loop {
             let incoming = self.mailbox.recv().await?;
-            let decoded = incoming.decode();
-            let (from, type_number, _, handle) = incoming.into_parts();
-            match decoded {
-                Ok(message) => return Some((from, message, Reply { handle, request: PhantomData })),
-                Err(error) => {
-                    self.undecodable += 1;
-                    tracing::debug!(%from, type_number, mailbox = %self.name(), %error, "a message was not understood");
-                    handle.into_iter().for_each(|handle| handle.refuse(Refused::NotUnderstood));
-                }
+            if let Some(received) = self.understand(incoming) {
+                return Some(received);
+            }
+        }
+    }
+
+    /// The next message, when there is one already.
+    pub fn try_recv(&mut self) -> Option<(NodeName, M, Reply<M>)> {
+        loop {
+            let incoming = self.mailbox.try_recv()?;
+            if let Some(received) = self.understand(incoming) {
+                return Some(received);
+            }
+        }
+    }
+
+    fn understand(&mut self, incoming: Incoming) -> Option<(NodeName, M, Reply<M>)> {
+        let decoded = incoming.decode();
+        let (from, type_number, _, handle) = incoming.into_parts();
+        match decoded {
+            Ok(message) => Some((from, message, Reply { handle, request: PhantomData })),
+            Err(error) => {
+                self.undecodable += 1;
+                tracing::debug!(%from, type_number, mailbox = %self.name(), %error, "a message was not understood");
+                handle.into_iter().for_each(|handle| handle.refuse(Refused::NotUnderstood));
+                None
             }
         }
     }

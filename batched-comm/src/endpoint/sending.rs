@@ -14,13 +14,14 @@ use crate::message::{self, Body, Message, Request};
 use crate::name::{Address, NodeName};
 
 impl Endpoint {
-    /// Sends a message that wants no answer; waits for room, in turn with all others who wait, while too much
-    /// is waiting already. `Ok` says that it is on its way, not that it arrives: it is dropped when the
-    /// connection is lost, or the mailbox is full or unknown. Messages from here to one mailbox arrive in
-    /// order.
+    /// Sends a message that wants no answer; waits for room on the way to the node, in turn with all others who
+    /// wait, while too much is waiting already. `Ok` says that it is on its way, not that it arrives: it is dropped
+    /// when the connection is lost, or the mailbox is full or unknown, which only the receiving node counts. Messages
+    /// from here to one mailbox arrive in order. To a mailbox of this node it never waits.
     ///
     /// # Errors
-    /// When it was certainly not sent; at once when there is no connection.
+    /// When it was certainly not sent; at once when there is no connection (see [`Endpoint::connected`]), or a mailbox
+    /// of this node is full or unknown.
     pub async fn send<M: Message>(&self, to: &Address, message: &M) -> Result<(), SendError> {
         self.shared().target(&to.node)?.send(self.shared(), to, M::TYPE, archive(message)).await
     }

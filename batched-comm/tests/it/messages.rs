@@ -117,6 +117,10 @@ async fn a_full_mailbox_refuses_and_others_go_on() {
     assert!(matches!(error, CallError::NotSent(SendError::MailboxFull { .. })), "{error}");
     assert_eq!(a.call(&at(&b, "echo"), &note(2), DEADLINE).await.unwrap(), note(2));
     assert_eq!(b.peers()[0].traffic.messages_dropped, 1001);
+    assert_eq!(a.peers()[0].traffic.messages_dropped, 0, "who sent them does not know");
+    // On its own node, whoever sends is told.
+    let told = b.send(&at(&b, "full"), &note(1)).await;
+    assert!(matches!(told, Err(SendError::MailboxFull { .. })), "{told:?}");
     drop(full);
 }
 

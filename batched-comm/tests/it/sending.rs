@@ -165,3 +165,15 @@ async fn what_a_typed_mailbox_cannot_decode_is_counted_and_refused() {
         assert_eq!(soon("the note", serving).await.unwrap(), (note(3), 3));
     }
 }
+
+#[tokio::test]
+async fn a_typed_mailbox_gives_what_is_there_without_waiting() {
+    let a = bind(&ca(), "a").await;
+    let (mut mailbox, to) = (a.typed_mailbox::<Note>("in", 10).unwrap(), at(&a, "in"));
+    assert!(mailbox.try_recv().is_none());
+    a.send_bytes(&to, Note::TYPE, b"no note").await.unwrap();
+    a.send(&to, &note(1)).await.unwrap();
+    let (from, received, reply) = mailbox.try_recv().unwrap();
+    assert_eq!((&from, received, reply.is_awaited()), (a.name(), note(1), false));
+    assert_eq!((mailbox.undecodable(), mailbox.try_recv().is_none()), (1, true));
+}
