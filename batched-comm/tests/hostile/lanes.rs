@@ -37,7 +37,8 @@ pub async fn garbage_on_a_lane_ends_it_with_a_reason(scene: &mut Scene) {
         (batch(&[frame(6, "", 0, b"no cluster")]), "a cluster has 24 bytes"),
         (batch(&[ping[..32].to_vec()]), "a frame is longer than its batch"),
         (batch_of(1, 0, 2 * size, 2 * size, &ping.repeat(2)), "bytes after the last frame"),
-        (batch_of(ABSURD, 0, size, size, &ping), "a frame is longer than its batch"),
+        (batch_of(ABSURD, 0, size, size, &ping), "more than 65,536 messages"),
+        (batch(&[frame(5, &",".repeat(255), 0, b"")]), "mailbox"),
     ];
     let tasks = scene.victim.status().tasks;
     for round in 0..10 {
