@@ -248,7 +248,8 @@ impl EndpointConfig {
     }
 
     /// Sets between which bounds the wait for the next attempt to connect grows (default 50 ms to 1 s);
-    /// the wait itself is random between zero and the bound.
+    /// the wait itself is random between zero and the bound. A connection that stood for less than twice `upper`
+    /// counts as a failed attempt.
     pub fn with_backoff(self, lower: Duration, upper: Duration) -> Result<Self, ConfigError> {
         in_range("upper_backoff", upper, Duration::from_millis(1), Duration::from_secs(600))?;
         in_range("lower_backoff", lower, Duration::from_millis(1), upper)?;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A peer is `Up` only when its hello was answered: TLS 1.3 lets a client go on before the server has
-//! judged its certificate.
+//! judged its certificate. A connection that goes down soon after counts as a failed attempt: else two nodes of one
+//! name would take a peer from each other many times a second, for as long as both run.
 
 use std::time::{Duration, Instant};
 
@@ -30,16 +31,16 @@ pub(crate) enum Dialled {
 pub(crate) enum Connection {
     /// Not connected, and no address to dial.
     Idle,
-    /// Not connected; `attempt` attempts in a row have failed.
+    /// Not connected; `attempt` attempts in a row have failed, or come to a connection that did not last.
     BackingOff { attempt: u32, until: Instant },
     /// A QUIC connection is being made.
     Dialling { attempt: u32 },
     /// There is a QUIC connection, and our hello was sent over it.
     Greeting { attempt: u32 },
-    /// The hello was answered; messages flow.
-    Up { dialled: Dialled, instance: u64, since: Instant },
+    /// The hello was answered; messages flow. `attempt`: as before it.
+    Up { dialled: Dialled, instance: u64, since: Instant, attempt: u32 },
     /// Up, and nothing was heard for a while.
-    Suspect { dialled: Dialled, instance: u64, up_since: Instant, since: Instant },
+    Suspect { dialled: Dialled, instance: u64, up_since: Instant, since: Instant, attempt: u32 },
 }
 
 /// What happens to a connection.
@@ -57,8 +58,8 @@ pub(crate) enum Event {
     Silent { now: Instant },
     /// Something was heard again.
     Heard,
-    /// The connection is gone.
-    Down { retry_at: Option<Instant> },
+    /// The connection is gone. `lasted`: it stood long enough to be none of the attempts that failed.
+    Down { retry_at: Option<Instant>, lasted: bool },
 }
 
 /// An event in a state where it cannot happen: a bug of the driver.
@@ -79,13 +80,24 @@ pub(crate) enum Verdict {
 }
 
 impl Connection {
-    /// How many attempts in a row have failed.
+    /// How many attempts in a row have failed, or come to a connection that did not last.
     pub(crate) fn attempt(&self) -> u32 {
         match self {
             Connection::BackingOff { attempt, .. }
             | Connection::Dialling { attempt }
-            | Connection::Greeting { attempt } => *attempt,
-            Connection::Idle | Connection::Up { .. } | Connection::Suspect { .. } => 0,
+            | Connection::Greeting { attempt }
+            | Connection::Up { attempt, .. }
+            | Connection::Suspect { attempt, .. } => *attempt,
+            Connection::Idle => 0,
+        }
+    }
+
+    /// Since when there is a connection, if there is one.
+    pub(crate) fn up_since(&self) -> Option<Instant> {
+        match self {
+            Connection::Up { since, .. } => Some(*since),
+            Connection::Suspect { up_since, .. } => Some(*up_since),
+            _ => None,
         }
     }
 
@@ -96,6 +108,7 @@ impl Connection {
             Some(until) => BackingOff { attempt, until },
             None => Idle,
         };
+        let before = self.attempt();
         Ok(match (self, event) {
             (Idle, Event::Dial) => Dialling { attempt: 0 },
             (BackingOff { attempt, .. }, Event::Dial) => Dialling { attempt },
@@ -107,12 +120,19 @@ impl Connection {
                 Idle | BackingOff { .. } | Dialling { .. } | Greeting { .. },
                 Event::Established { dialled: dialled @ Dialled::ByPeer, instance, now },
             )
-            | (Greeting { .. }, Event::Established { dialled, instance, now }) => Up { dialled, instance, since: now },
-            (Up { dialled, instance, since }, Event::Silent { now }) => {
-                Suspect { dialled, instance, up_since: since, since: now }
+            | (Greeting { .. }, Event::Established { dialled, instance, now }) => {
+                Up { dialled, instance, since: now, attempt: before }
             }
-            (Suspect { dialled, instance, up_since, .. }, Event::Heard) => Up { dialled, instance, since: up_since },
-            (Up { .. } | Suspect { .. }, Event::Down { retry_at }) => wait(0, retry_at),
+            (Up { dialled, instance, since, attempt }, Event::Silent { now }) => {
+                Suspect { dialled, instance, up_since: since, since: now, attempt }
+            }
+            (Suspect { dialled, instance, up_since, attempt, .. }, Event::Heard) => {
+                Up { dialled, instance, since: up_since, attempt }
+            }
+            (Up { .. } | Suspect { .. }, Event::Down { retry_at, lasted: true }) => wait(0, retry_at),
+            (Up { attempt, .. } | Suspect { attempt, .. }, Event::Down { retry_at, lasted: false }) => {
+                wait(attempt.saturating_add(1), retry_at)
+            }
             (state, event) => return Err(Illegal { state, event }),
         })
     }
@@ -135,6 +155,26 @@ impl Connection {
     }
 }
 
+/// The starts of a peer that were connected, the current one and the one before.
+#[derive(Debug, Default)]
+pub(crate) struct Starts {
+    current: Option<u64>,
+    former: Option<u64>,
+}
+
+impl Starts {
+    /// Takes the start that is connected now. `true`: it is back after another one took its place, so that both
+    /// run, under one name.
+    pub(crate) fn connected(&mut self, instance: u64) -> bool {
+        if self.current == Some(instance) {
+            return false;
+        }
+        let is_back = self.former == Some(instance);
+        self.former = self.current.replace(instance);
+        is_back
+    }
+}
+
 /// How long to wait before the next attempt: full jitter below a bound that doubles (AWS Architecture
 /// Blog, "Exponential Backoff and Jitter"). `random` is in 0 to 1.
 pub(crate) fn backoff(attempt: u32, lower: Duration, upper: Duration, random: f64) -> Duration {
@@ -147,8 +187,9 @@ mod tests {
     use super::*;
 
     fn states(now: Instant) -> Vec<(&'static str, Connection)> {
-        let up = |dialled| Connection::Up { dialled, instance: 1, since: now };
-        let suspect = Connection::Suspect { dialled: Dialled::ByUs, instance: 1, up_since: now, since: now };
+        let up = |dialled| Connection::Up { dialled, instance: 1, since: now, attempt: 2 };
+        let suspect =
+            Connection::Suspect { dialled: Dialled::ByUs, instance: 1, up_since: now, since: now, attempt: 2 };
         vec![
             ("Idle", Connection::Idle),
             ("BackingOff", Connection::BackingOff { attempt: 2, until: now }),
@@ -162,8 +203,8 @@ mod tests {
 
     fn short(state: &Connection) -> String {
         match state {
-            Connection::Up { dialled, .. } => format!("Up {dialled:?}"),
-            Connection::Suspect { .. } => "Suspect".into(),
+            Connection::Up { dialled, attempt, .. } => format!("Up {dialled:?} {attempt}"),
+            Connection::Suspect { attempt, .. } => format!("Suspect {attempt}"),
             Connection::BackingOff { attempt, .. } => format!("BackingOff {attempt}"),
             Connection::Dialling { attempt } => format!("Dialling {attempt}"),
             Connection::Greeting { attempt } => format!("Greeting {attempt}"),
@@ -184,8 +225,9 @@ mod tests {
             ("Established by peer", established(Dialled::ByPeer)),
             ("Silent", Event::Silent { now }),
             ("Heard", Event::Heard),
-            ("Down", Event::Down { retry_at: Some(now) }),
-            ("Down, no address", Event::Down { retry_at: None }),
+            ("Down", Event::Down { retry_at: Some(now), lasted: true }),
+            ("Down soon", Event::Down { retry_at: Some(now), lasted: false }),
+            ("Down, no address", Event::Down { retry_at: None, lasted: true }),
         ];
         let mut table = String::new();
         for (event_name, event) in &events {
@@ -203,17 +245,20 @@ mod tests {
             Greeting + Failed -> BackingOff 3
             Dialling + Failed, no address -> Idle
             Greeting + Failed, no address -> Idle
-            Greeting + Established by us -> Up ByUs
-            Idle + Established by peer -> Up ByPeer
-            BackingOff + Established by peer -> Up ByPeer
-            Dialling + Established by peer -> Up ByPeer
-            Greeting + Established by peer -> Up ByPeer
-            Up by us + Silent -> Suspect
-            Up by peer + Silent -> Suspect
-            Suspect + Heard -> Up ByUs
+            Greeting + Established by us -> Up ByUs 2
+            Idle + Established by peer -> Up ByPeer 0
+            BackingOff + Established by peer -> Up ByPeer 2
+            Dialling + Established by peer -> Up ByPeer 2
+            Greeting + Established by peer -> Up ByPeer 2
+            Up by us + Silent -> Suspect 2
+            Up by peer + Silent -> Suspect 2
+            Suspect + Heard -> Up ByUs 2
             Up by us + Down -> BackingOff 0
             Up by peer + Down -> BackingOff 0
             Suspect + Down -> BackingOff 0
+            Up by us + Down soon -> BackingOff 3
+            Up by peer + Down soon -> BackingOff 3
+            Suspect + Down soon -> BackingOff 3
             Up by us + Down, no address -> Idle
             Up by peer + Down, no address -> Idle
             Suspect + Down, no address -> Idle
@@ -240,6 +285,16 @@ mod tests {
             Suspect: Accept, Accept, Accept, Accept
         "#]]
         .assert_eq(&table);
+    }
+
+    #[test]
+    fn a_start_that_is_back_after_another_one_runs_beside_it() {
+        let mut starts = Starts::default();
+        let rows =
+            [(1, false), (1, false), (2, false), (2, false), (1, true), (1, false), (2, true), (3, false), (1, false)];
+        for (row, (instance, is_back)) in rows.into_iter().enumerate() {
+            assert_eq!(starts.connected(instance), is_back, "row {row}");
+        }
     }
 
     #[test]

@@ -53,7 +53,8 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// The number of its start, once it was connected.
     pub instance: Option<u64>,
-    /// Why the last attempt to connect failed, or the last connection ended.
+    /// Why the last attempt to connect failed, or the last connection ended; while connected, whether two nodes of
+    /// this name take each other's place.
     pub last_error: Option<String>,
     /// What was sent and received.
     pub traffic: Traffic,

@@ -14,7 +14,7 @@ use crate::chance::Chance;
 use crate::clock;
 use crate::closing::{Closing, ClosingEvent};
 use crate::config::EndpointConfig;
-use crate::connection::{Connection, Dialled, Event, Verdict, backoff};
+use crate::connection::{Connection, Dialled, Event, Starts, Verdict, backoff};
 use crate::error::{ConnectError, Refusal};
 use crate::frame::{self, Head, Kind};
 use crate::hello::Purpose;
@@ -32,6 +32,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 const SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 /// How long an orderly end waits for the handlers of calls that were received before it.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// A connection that stood for this many times the longest wait before an attempt was none that failed.
+const LASTING_FACTOR: u32 = 2;
 /// How long an orderly end may take as a whole; then it is cut off.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -54,6 +56,9 @@ pub(crate) struct Driver {
     wanted: watch::Receiver<Wanted>,
     offers: mpsc::Receiver<Box<Offer>>,
     connection: Connection,
+    starts: Starts,
+    /// Two nodes of the peer's name were seen, and it was said.
+    warned: bool,
     /// Lanes so far: the number of the current one.
     lanes: u64,
     /// Addresses are tried in turn.
@@ -87,7 +92,18 @@ enum End {
 impl Driver {
     pub(crate) fn new(peer: Arc<Peer>, offers: mpsc::Receiver<Box<Offer>>, parts: Parts, own_is_lower: bool) -> Driver {
         let wanted = peer.wanted.subscribe();
-        Driver { peer, parts, own_is_lower, wanted, offers, connection: Connection::Idle, lanes: 0, next_address: 0 }
+        Driver {
+            peer,
+            parts,
+            own_is_lower,
+            wanted,
+            offers,
+            connection: Connection::Idle,
+            starts: Starts::default(),
+            warned: false,
+            lanes: 0,
+            next_address: 0,
+        }
     }
 
     /// Runs until the peer is removed or the endpoint shut down.
@@ -123,7 +139,7 @@ impl Driver {
                         return Some(established);
                     }
                     if dialling {
-                        let retry_at = self.retry_at();
+                        let retry_at = self.retry_at(self.connection.attempt());
                         self.advance(Event::Failed { retry_at });
                     }
                 }
@@ -146,7 +162,7 @@ impl Driver {
                         self.peer.stats.dialled(false);
                         tracing::debug!(peer = %self.peer.name, %error, "dialling failed");
                         self.peer.status().last_error = Some(error.to_string());
-                        let retry_at = self.retry_at();
+                        let retry_at = self.retry_at(self.connection.attempt());
                         self.advance(Event::Failed { retry_at });
                     }
                 },
@@ -179,14 +195,9 @@ impl Driver {
         }
     }
 
-    fn retry_at(&self) -> Option<Instant> {
+    fn retry_at(&self, attempt: u32) -> Option<Instant> {
         let config = &self.parts.config;
-        let wait = backoff(
-            self.connection.attempt(),
-            config.lower_backoff(),
-            config.upper_backoff(),
-            self.parts.chance.fraction(),
-        );
+        let wait = backoff(attempt, config.lower_backoff(), config.upper_backoff(), self.parts.chance.fraction());
         (!self.wanted.borrow().addresses.is_empty()).then(|| clock::now() + wait)
     }
 
@@ -252,12 +263,13 @@ impl Driver {
         let Link { connection, send, recv, peer: introduction, told, .. } = link;
         let instance = introduction.instance;
         self.lanes += 1;
+        let two_nodes = self.starts.connected(instance).then(|| self.two_nodes());
         {
             let mut status = self.peer.status();
             status.last_address = Some(connection.remote_address());
             status.instance = Some(instance);
             status.cluster = introduction.cluster;
-            status.last_error = None;
+            status.last_error = two_nodes;
         }
         self.peer.stats.connected();
         self.peer.outbox.open(self.lanes);
@@ -277,6 +289,15 @@ impl Driver {
         }
         self.end_lane(&connection, tasks, &end).await;
         Some(offered.map_or(end, End::Replaced))
+    }
+
+    /// A start of the peer is back after another one: says, once, that both run, and what to show.
+    fn two_nodes(&mut self) -> String {
+        let error = format!("two nodes are named {}, and take each other's place: stop one", self.peer.name);
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!("{error}");
+        }
+        error
     }
 
     /// Watches a lane until something ends it. `told`: the cluster of this node, as the hello said.
@@ -458,8 +479,10 @@ impl Driver {
         }
         tracing::debug!(peer = %self.peer.name, %reason, "a connection ended");
         self.peer.status().last_error = Some(reason.to_string());
-        let retry_at = self.retry_at();
-        self.advance(Event::Down { retry_at });
+        let stood = self.connection.up_since().map(|since| clock::now().saturating_duration_since(since));
+        let lasted = stood >= Some(self.parts.config.upper_backoff() * LASTING_FACTOR);
+        let retry_at = self.retry_at(if lasted { 0 } else { self.connection.attempt() });
+        self.advance(Event::Down { retry_at, lasted });
         self.publish(PeerEvent::Down { peer: self.peer.name.clone(), reason });
     }
 

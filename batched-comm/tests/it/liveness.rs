@@ -266,6 +266,38 @@ fn a_restarted_peer_is_noticed_within_50_ms_when_it_dials_and_at_the_next_ping_w
     });
 }
 
+#[tokio::test(start_paused = true)]
+async fn two_nodes_of_one_name_take_turns_and_not_too_often() {
+    let net = TestNet::new(1);
+    let ca = ca();
+    let identity = ca.issue("b").unwrap();
+    let a = node(&net, &ca.issue("a").unwrap(), 1).await;
+    let twins = [node(&net, &identity, 2).await, node(&net, &identity, 3).await];
+    twins.iter().for_each(|twin| twin.set_peer(a.name(), vec![address(1)]));
+    // The waits have grown.
+    sleep(ms(10_000)).await;
+    let count = || a.peers()[0].traffic.connections;
+    let before = count();
+    sleep(ms(30_000)).await;
+    // Each waits for half a second on the average.
+    let per_second = (count() - before) / 30;
+    assert!((1..=4).contains(&per_second), "{per_second} connections a second");
+    let said = || a.peers()[0].last_error.clone().unwrap_or_default();
+    eventually("a word of it", || said().starts_with("two nodes are named b")).await;
+    // Once there is one, it stays, and what was is forgotten.
+    let [first, second] = twins;
+    second.shutdown().await;
+    eventually("a connection", || is_up(&a, &first) && is_up(&first, &a)).await;
+    sleep(ms(3000)).await;
+    let after = count();
+    sleep(ms(10_000)).await;
+    assert_eq!(count(), after);
+    let cut_at = Instant::now();
+    net.drop_connections(address(1), address(2));
+    eventually("another connection", || count() > after).await;
+    assert!(cut_at.elapsed() <= PING_INTERVAL + ms(100), "{:?}", cut_at.elapsed());
+}
+
 #[test]
 fn waits_between_attempts_are_anything_below_a_bound_that_doubles() {
     const ATTEMPTS: usize = 9;
