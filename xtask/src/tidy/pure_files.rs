@@ -6,6 +6,7 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
         "batched-comm",
         &[
             "message.rs",
+            "line.rs",
             "connection.rs",
             "closing.rs",
             "calls.rs",
