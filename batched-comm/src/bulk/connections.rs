@@ -52,6 +52,15 @@ impl Default for Uses {
     }
 }
 
+impl Uses {
+    /// Whether there is none, and has been none for a while.
+    fn are_over(&self, now: Instant) -> bool {
+        let last_end = Duration::from_millis(self.last_end_ms.load(Ordering::SeqCst));
+        self.running.load(Ordering::SeqCst) == 0
+            && now.saturating_duration_since(self.started).saturating_sub(last_end) >= LINGER
+    }
+}
+
 /// Keeps the connection while it lives.
 #[derive(Debug)]
 pub(super) struct Use(Arc<Uses>);
@@ -142,11 +151,16 @@ impl BulkLink {
 
     /// Closes the connection when nobody has used it for a while.
     pub(crate) fn sweep(&self) {
-        let uses = &self.uses;
-        let last_end = Duration::from_millis(uses.last_end_ms.load(Ordering::SeqCst));
-        let idle = uses.running.load(Ordering::SeqCst) == 0
-            && clock::now().saturating_duration_since(uses.started).saturating_sub(last_end) >= LINGER;
-        if idle && let Some(connection) = self.connections().outgoing.take() {
+        self.sweep_at(clock::now());
+    }
+
+    fn sweep_at(&self, now: Instant) {
+        // Held while it is looked at the uses: a transfer counts as one before it looks for the connection.
+        let mut connections = self.connections();
+        if !self.uses.are_over(now) {
+            return;
+        }
+        if let Some(connection) = connections.outgoing.take() {
             Close::Normal.end(&connection);
         }
     }
@@ -187,4 +201,53 @@ fn encode_header(mailbox: &MailboxName, header: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(name.as_bytes());
     bytes.extend_from_slice(header);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Identity;
+
+    /// Two ends of a connection, with what keeps them.
+    async fn connection() -> (quinn::Endpoint, quinn::Connection, quinn::Connection) {
+        let identity = Identity::in_memory_ca().unwrap().issue("n1").unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let quic = quinn::Endpoint::server(identity.server_config().unwrap(), address).unwrap();
+        let to = quic.local_addr().unwrap();
+        let connecting = quic.connect_with(identity.client_config().unwrap(), to, "node").unwrap();
+        let accepting = async { quic.accept().await.unwrap().await.unwrap() };
+        let (near, far) = tokio::join!(connecting, accepting);
+        (quic, near.unwrap(), far)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_taken_from_a_transfer_that_begins_while_it_is_looked_at() {
+        let (_quic, near, _far) = connection().await;
+        let link = BulkLink::default();
+        link.connections().outgoing = Some(near.clone());
+        let late = clock::now() + LINGER;
+        // The moment between the two looks.
+        let held = link.connections();
+        let (begun, is_begun) = std::sync::mpsc::channel();
+        let this_use = std::thread::scope(|scope| {
+            let link = &link;
+            scope.spawn(move || {
+                begun.send(()).unwrap();
+                link.sweep_at(late);
+            });
+            is_begun.recv().unwrap();
+            // Time to look at the uses without the lock.
+            std::thread::sleep(Duration::from_millis(50));
+            let this_use = Use::new(&link.uses);
+            drop(held);
+            this_use
+        });
+        assert!(link.live().is_some() && near.close_reason().is_none());
+        // Afterwards it is, once the time has come.
+        drop(this_use);
+        link.sweep_at(clock::now());
+        assert!(link.live().is_some());
+        link.sweep_at(late + LINGER);
+        assert!(link.live().is_none() && near.close_reason().is_some());
+    }
 }
