@@ -132,35 +132,40 @@ pub struct ConfigError {
     pub allowed: String,
 }
 
-/// Why the other side of a connection was turned away, as it was told.
+/// Why a connection was turned away. Both sides read the same text, so it says "this node" of nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// It speaks another version.
-    #[error("protocol version {given} is not spoken here, version {spoken} is: bring both nodes to one release")]
+    /// The two speak different versions.
+    #[error("protocol version {given} was heard where {spoken} is spoken: bring both nodes to one release")]
     OtherVersion {
-        /// Its version.
+        /// The version of who was turned away.
         given: u16,
-        /// Ours.
+        /// The version of who says so.
         spoken: u16,
     },
-    /// It belongs to another cluster.
-    #[error("it belongs to cluster {given}, this node to {own}: check the addresses, or wipe the node that is wrong")]
+    /// The two belong to different clusters.
+    #[error(
+        "the node that dialled belongs to cluster {given}, the one that was dialled to {own}: \
+         check the addresses, or wipe the node that is wrong"
+    )]
     OtherCluster {
-        /// Its cluster.
+        /// The cluster of the node that dialled.
         given: ClusterId,
-        /// Ours.
+        /// The cluster of the node that was dialled.
         own: ClusterId,
     },
-    /// It claims a name that its certificate does not have.
-    #[error("it calls itself {claimed}, its certificate is for {certified:?}")]
+    /// One of them claims a name that its certificate does not have.
+    #[error(
+        "a node calls itself {claimed}, and its certificate is for {certified:?}: only one for {claimed} allows that"
+    )]
     WrongName {
         /// The name in the hello.
         claimed: String,
         /// The names in the certificate.
         certified: Vec<String>,
     },
-    /// It has this node's own name.
-    #[error("{name} is this node's own name: every node needs one of its own")]
+    /// Both have one name.
+    #[error("the node that dialled and the one that was dialled are both called {name}: every node needs its own name")]
     OwnName {
         /// The name.
         name: NodeName,
@@ -175,7 +180,7 @@ pub enum Refusal {
     #[error("the node is shutting down")]
     ShuttingDown,
     /// What it said is no hello.
-    #[error("its hello makes no sense: {0}")]
+    #[error("the hello makes no sense: {0}")]
     Malformed(String),
     /// A reason that this version does not know, as text.
     #[error("refused (code {code}): {reason}")]

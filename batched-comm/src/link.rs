@@ -201,7 +201,7 @@ impl Linker {
             };
             let (peer, answer) = hello::decode_answer(&bytes, &own).map_err(|error| not_understood(address, error))?;
             answer.map_err(|refusal| ConnectError::Refused { address, refusal })?;
-            check(&own, &peer, &names).map_err(|refusal| ConnectError::Refused { address, refusal })?;
+            check_answer(&own, &peer, &names).map_err(|refusal| ConnectError::Refused { address, refusal })?;
             // A certificate may be for several names: only the one that was dialled will do.
             if let Some(expected) = expected.filter(|expected| *expected != peer.name) {
                 return Err(ConnectError::WrongName { address, found: vec![peer.name.to_string()], expected });
@@ -337,7 +337,15 @@ pub(crate) fn describe(error: &quinn::ConnectionError) -> String {
     }
 }
 
-/// Whether a peer may be talked to.
+/// Whether a peer may be talked to that was dialled.
+fn check_answer(own: &Introduction, peer: &Introduction, certified: &[NodeName]) -> Result<(), Refusal> {
+    check(own, peer, certified).map_err(|refusal| match refusal {
+        Refusal::OtherCluster { given, own } => Refusal::OtherCluster { given: own, own: given },
+        refusal => refusal,
+    })
+}
+
+/// Whether a peer may be talked to that has dialled.
 fn check(own: &Introduction, peer: &Introduction, certified: &[NodeName]) -> Result<(), Refusal> {
     if !certified.contains(&peer.name) {
         return Err(Refusal::WrongName {
@@ -390,4 +398,27 @@ async fn read_hello(recv: &mut RecvStream) -> Result<Vec<u8>, ReadHello> {
     bytes.resize(length, 0);
     recv.read_exact(&mut bytes[PREFIX_BYTES..]).await.map_err(lost)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compression::Compressions;
+
+    #[test]
+    fn whoever_checks_the_clusters_names_the_one_that_dialled_first() {
+        let who = |name: &str, id| Introduction {
+            name: name.parse().unwrap(),
+            cluster: Some(ClusterId { id, generation: 1 }),
+            instance: 1,
+            compressions: Compressions::default(),
+        };
+        let (dialler, dialled) = (who("a", 0xa), who("b", 0xb));
+        let names = |of: &Introduction| [of.name.clone()];
+        let by_dialled = check(&dialled, &dialler, &names(&dialler)).unwrap_err();
+        let by_dialler = check_answer(&dialler, &dialled, &names(&dialled)).unwrap_err();
+        assert_eq!(by_dialled, by_dialler);
+        expect_test::expect!["the node that dialled belongs to cluster 0000000000000000000000000000000a.1, the one that was dialled to 0000000000000000000000000000000b.1: check the addresses, or wipe the node that is wrong"]
+            .assert_eq(&by_dialler.to_string());
+    }
 }

@@ -27,7 +27,7 @@ pub async fn hellos_that_are_wrong_are_told_so(scene: &mut Scene) {
     nameless[10] = 0;
     let rows: [(Vec<u8>, bool, &str); 7] = [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), false, "it begins with something else"),
-        (hello("mallory", 9, LANE, 1), false, "protocol version 9 is not spoken here"),
+        (hello("mallory", 9, LANE, 1), false, "protocol version 9 was heard where 1 is spoken"),
         (hello("mallory", 1, 77, 1), false, "its purpose is not known"),
         (hello("friend", 1, LANE, 1), false, "calls itself friend"),
         (large, false, "its length is out of range"),

@@ -35,7 +35,9 @@ async fn nodes_of_different_clusters_or_generations_refuse_each_other() {
         assert_eq!(refusal(&a, &b).await, Refusal::OtherCluster { given: cluster(1, 1), own: other });
         assert_eq!(refusal(&b, &a).await, Refusal::OtherCluster { given: other, own: cluster(1, 1) });
         a.set_peer(b.name(), vec![b.local_address()]);
-        eventually("the reason", || last_error(&a).contains("belongs to cluster")).await;
+        let sides =
+            format!("the node that dialled belongs to cluster {}, the one that was dialled to {other}:", cluster(1, 1));
+        eventually("the reason", || last_error(&a).contains(&sides)).await;
         assert!(!is_up(&b, &a));
     }
 }
@@ -101,7 +103,9 @@ async fn somebody_else_at_a_peers_address_is_refused() {
 async fn a_second_node_of_ones_own_name_is_refused() {
     let ca = ca();
     let (first, second) = (bind(&ca, "a").await, bind(&ca, "a").await);
-    assert_eq!(refusal(&second, &first).await, Refusal::OwnName { name: first.name().clone() });
+    let refused = refusal(&second, &first).await;
+    assert_eq!(refused, Refusal::OwnName { name: first.name().clone() });
+    assert!(refused.to_string().contains("are both called a:"), "{refused}");
 }
 
 #[tokio::test]
@@ -234,7 +238,7 @@ async fn another_version_and_a_malformed_hello_are_told_so() {
     let mut endless = hello("mallory", 1, 1);
     endless[6..8].copy_from_slice(&[0xff, 0xff]);
     let rows: [(Vec<u8>, &str); 4] = [
-        (hello("mallory", 9, 1), "protocol version 9 is not spoken here"),
+        (hello("mallory", 9, 1), "protocol version 9 was heard where 1 is spoken"),
         (hello("mallory", 1, 99), "its purpose is not known"),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "it begins with something else"),
         (endless, "its length is out of range"),
