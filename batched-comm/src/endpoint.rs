@@ -190,16 +190,33 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Says where a peer is, at most [`MAX_ADDRESSES`] places; what was said before is forgotten. It is
-    /// dialled at once, and again whenever the connection is lost. Of this node itself, nothing is noted.
-    pub fn set_peer(&self, name: &NodeName, addresses: Vec<SocketAddr>) {
+    /// Says where a peer is; what was said before is forgotten. It is dialled at once, and again whenever the
+    /// connection is lost. Of more than [`MAX_ADDRESSES`] places, the first ones are kept, and the log says so.
+    ///
+    /// Answers whether it is a peer now. It is none where [`MAX_PEERS`] are known already and none of them is without
+    /// connection and address, which the log says, too; nor is this node itself, nor anybody after the end.
+    pub fn set_peer(&self, name: &NodeName, addresses: Vec<SocketAddr>) -> bool {
+        self.note_addresses(name, |noted| *noted = addresses)
+    }
+
+    fn note_addresses(&self, name: &NodeName, note: impl FnOnce(&mut Vec<SocketAddr>)) -> bool {
         let shared = self.shared();
-        if let Some(peer) = shared.peer_or_new(name) {
-            peer.want(|wanted| {
-                wanted.addresses = addresses;
-                wanted.addresses.truncate(MAX_ADDRESSES);
-            });
+        if *name == shared.name || shared.is_closed() {
+            return false;
         }
+        let Some(peer) = shared.peer_or_new(name) else {
+            tracing::warn!(peer = %name, max = MAX_PEERS, "too many peers are known to take another one");
+            return false;
+        };
+        peer.want(|wanted| {
+            note(&mut wanted.addresses);
+            let given = wanted.addresses.len();
+            if given > MAX_ADDRESSES {
+                tracing::warn!(peer = %name, given, max = MAX_ADDRESSES, "only the first addresses are kept");
+                wanted.addresses.truncate(MAX_ADDRESSES);
+            }
+        });
+        true
     }
 
     /// Forgets a peer and closes its connections. It may come back by dialling.
@@ -213,7 +230,7 @@ impl Endpoint {
     }
 
     /// Asks who is at `address`, with full TLS and hello, and remembers the answer: the node is a peer
-    /// from then on. The answer can be this node itself.
+    /// from then on, where [`Endpoint::set_peer`] would take it. The answer can be this node itself.
     ///
     /// # Errors
     /// When nobody answers, somebody of another CA or cluster does, or this endpoint is shut down.
@@ -227,13 +244,12 @@ impl Endpoint {
         let link = timeout(within, probing).await.unwrap_or(Err(timed_out))?;
         link.connection.close(Close::Normal.code(), b"thank you");
         let name = link.peer.name;
-        if let Some(peer) = self.shared().peer_or_new(&name) {
-            peer.want(|wanted| {
-                wanted.addresses.retain(|known| *known != address);
-                wanted.addresses.insert(0, address);
-                wanted.addresses.truncate(MAX_ADDRESSES);
-            });
-        }
+        self.note_addresses(&name, |noted| {
+            noted.retain(|known| *known != address);
+            // The last one makes room.
+            noted.truncate(MAX_ADDRESSES - 1);
+            noted.insert(0, address);
+        });
         Ok(name)
     }
 

@@ -23,10 +23,12 @@ async fn with_all_places_taken_a_peer_is_refused_until_one_is_free() {
     let (full, late) = (bind(&ca, "full").await, bind(&ca, "late").await);
     echo(full.mailbox("echo", 10).unwrap());
     for number in 0..MAX_PEERS {
-        full.set_peer(&name(number), vec![nowhere()]);
+        assert!(full.set_peer(&name(number), vec![nowhere()]));
     }
     assert_eq!(full.peers().len(), MAX_PEERS);
-    full.set_peer(late.name(), vec![late.local_address()]);
+    assert!(!full.set_peer(late.name(), vec![late.local_address()]), "it is said at once");
+    assert!(!full.set_peer(full.name(), vec![nowhere()]), "one is no peer of one's own");
+    assert!(full.set_peer(&name(0), vec![nowhere()]), "who is one already stays one");
     let error = full.call(&at(&late, "echo"), &note(1), DEADLINE).await.unwrap_err();
     assert!(matches!(error, CallError::NotSent(SendError::UnknownPeer { .. })), "{error}");
     // Who comes from outside is told.
@@ -34,10 +36,12 @@ async fn with_all_places_taken_a_peer_is_refused_until_one_is_free() {
     let reason = || late.peers()[0].last_error.clone().unwrap_or_default();
     eventually("the refusal", || reason().contains("too busy")).await;
     // A peer that has no address any more gives its place to whoever comes.
-    full.set_peer(&name(7), Vec::new());
+    assert!(full.set_peer(&name(7), Vec::new()));
     assert_eq!(late.call(&at(&full, "echo"), &note(2), DEADLINE).await.unwrap(), note(2));
     assert_eq!(full.peers().len(), MAX_PEERS);
     assert!(full.peers().iter().all(|peer| peer.name != name(7)));
+    full.shutdown().await;
+    assert!(!full.set_peer(&name(8), Vec::new()), "nobody is a peer after the end");
 }
 
 #[tokio::test]

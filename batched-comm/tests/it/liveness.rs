@@ -273,7 +273,9 @@ async fn two_nodes_of_one_name_take_turns_and_not_too_often() {
     let identity = ca.issue("b").unwrap();
     let a = node(&net, &ca.issue("a").unwrap(), 1).await;
     let twins = [node(&net, &identity, 2).await, node(&net, &identity, 3).await];
-    twins.iter().for_each(|twin| twin.set_peer(a.name(), vec![address(1)]));
+    for twin in &twins {
+        twin.set_peer(a.name(), vec![address(1)]);
+    }
     // The waits have grown.
     sleep(ms(10_000)).await;
     let count = || a.peers()[0].traffic.connections;
@@ -359,7 +361,9 @@ async fn a_partition_keeps_its_groups_apart_and_nobody_else() {
         nodes.push(node(&net, &ca.issue(name).unwrap(), number as u8).await);
     }
     for from in &nodes {
-        nodes.iter().for_each(|to| from.set_peer(to.name(), vec![to.local_address()]));
+        for to in &nodes {
+            from.set_peer(to.name(), vec![to.local_address()]);
+        }
     }
     let is_all_up = || nodes.iter().all(|from| nodes.iter().all(|to| from.name() == to.name() || is_up(from, to)));
     eventually("connections", is_all_up).await;

@@ -107,7 +107,9 @@ async fn who_holds_the_states_of_all_peers_holds_up_nobody() {
     let (a, b) = (bind(&ca, "a").await, bind(&ca, "b").await);
     echo(b.mailbox("echo", 10).unwrap());
     let nowhere = (0..20).map(|n| format!("n{n}").parse().unwrap()).collect::<Vec<_>>();
-    nowhere.iter().for_each(|name| a.set_peer(name, Vec::new()));
+    for name in &nowhere {
+        a.set_peer(name, Vec::new());
+    }
     let mut watch = a.watch_peers();
     let states = watch.get();
     assert_eq!(states.len(), 20);
