@@ -10,10 +10,11 @@
 //! Who finds no room waits in a [`Line`], which sees to it that a sender in a loop does not take all the
 //! room that is ever made.
 
+mod owed;
+
 use std::future::poll_fn;
-use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use rkyv::util::AlignedVec;
@@ -26,6 +27,9 @@ use crate::frame::Head;
 use crate::line::Line;
 use crate::name::NodeName;
 use crate::stats::Waiting;
+use owed::OwedCount;
+
+pub(crate) use owed::Owed;
 
 /// Refusals have room of their own, so that a caller learns at once that its answer had none. They have 32
 /// bytes each; beyond this many in one buffer, callers learn it by their timeouts.
@@ -41,8 +45,7 @@ pub(crate) struct Outbox {
     filled: Notify,
     /// A batch was closed: no use in waiting for more. Only the writer waits.
     batch_closed: Notify,
-    /// Calls that were received and are not answered yet.
-    owed: AtomicU64,
+    owed: OwedCount,
     /// Whoever answers the last of them wakes the writer.
     is_finishing: AtomicBool,
 }
@@ -92,33 +95,6 @@ pub(crate) enum Next {
     End,
     /// The lane is gone.
     Gone,
-}
-
-/// The outbox over which an answer is owed, until it is dropped.
-pub(crate) struct Owed(Arc<Outbox>);
-
-impl Owed {
-    pub(crate) fn new(outbox: Arc<Outbox>) -> Owed {
-        outbox.owed.fetch_add(1, Ordering::SeqCst);
-        Owed(outbox)
-    }
-}
-
-impl Deref for Owed {
-    type Target = Outbox;
-
-    fn deref(&self) -> &Outbox {
-        &self.0
-    }
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        let was_last = self.owed.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && self.is_finishing.load(Ordering::SeqCst) {
-            self.filled.notify_one();
-        }
-    }
 }
 
 /// Why a message was not taken.
@@ -236,7 +212,7 @@ impl Outbox {
             state: Mutex::new(state),
             filled: Notify::new(),
             batch_closed: Notify::new(),
-            owed: AtomicU64::new(0),
+            owed: OwedCount::default(),
             is_finishing: AtomicBool::new(false),
         }
     }
@@ -348,6 +324,7 @@ impl Outbox {
     pub(crate) fn open(&self, lane: u64) {
         let mut state = self.state();
         state.lane = Some(lane);
+        self.owed.open(lane);
         state.finishing = None;
         self.is_finishing.store(false, Ordering::SeqCst);
     }
@@ -392,7 +369,7 @@ impl Outbox {
                 }
                 let ends = match state.finishing {
                     Some(Finish::Now) => true,
-                    Some(Finish::AfterAnswers) => self.owed.load(Ordering::SeqCst) == 0,
+                    Some(Finish::AfterAnswers) => self.owed.is_none(),
                     None => false,
                 };
                 if ends {
@@ -443,6 +420,8 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::frame::Kind;
 
@@ -531,7 +510,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_takes_no_messages_and_waits_for_answers_that_are_owed() {
         let outbox = Arc::new(outbox());
-        let owed = Owed::new(outbox.clone());
+        let owed = Owed::new(outbox.clone(), 1);
         assert!(outbox.push(&HEAD, Urgency::Message, bytes(1)).is_ok());
         outbox.finish(Finish::AfterAnswers);
         assert!(matches!(outbox.push(&HEAD, Urgency::Message, bytes(1)), Err(PushError::NoLane)));
@@ -552,11 +531,16 @@ mod tests {
         assert!(matches!(outbox.push(&REPLY, answer, bytes(1)), Err(PushError::NoLane)), "it would not leave");
         // A handler that never answers: not for ever.
         outbox.open(2);
-        let _owed = Owed::new(outbox.clone());
+        let _owed = Owed::new(outbox.clone(), 2);
         outbox.finish(Finish::AfterAnswers);
         let next = tokio::time::timeout(std::time::Duration::from_millis(20), outbox.next(2, Gathered::default()));
         assert!(next.await.is_err());
         outbox.finish(Finish::Now);
         assert!(matches!(outbox.next(2, Gathered::default()).await, Next::End));
+        // What it owes over that lane does not hold up the end of the next one.
+        outbox.open(3);
+        outbox.finish(Finish::AfterAnswers);
+        let next = tokio::time::timeout(std::time::Duration::from_secs(10), outbox.next(3, Gathered::default()));
+        assert!(matches!(next.await, Ok(Next::End)));
     }
 }

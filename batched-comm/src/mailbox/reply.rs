@@ -38,7 +38,7 @@ pub(crate) enum Answer {
 
 impl ReplyHandle {
     pub(crate) fn remote(outbox: Arc<Outbox>, lane: u64, call: u64) -> ReplyHandle {
-        ReplyHandle { route: Some(Route::Remote { outbox: Owed::new(outbox), lane, call }) }
+        ReplyHandle { route: Some(Route::Remote { outbox: Owed::new(outbox, lane), lane, call }) }
     }
 
     /// To a caller on this node. `max_bytes`: as for answers to others, so that what works here works there.

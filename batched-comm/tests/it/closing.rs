@@ -79,6 +79,24 @@ async fn what_a_peer_has_taken_arrives_though_only_the_receiver_shuts_down() {
 }
 
 #[tokio::test]
+async fn a_call_of_a_former_connection_does_not_hold_up_the_shutdown() {
+    let (a, b) = pair().await;
+    let mut mailbox = b.mailbox("in", 10).unwrap();
+    let calling = tokio::spawn({
+        let (a, to) = (a.clone(), at(&b, "in"));
+        async move { a.call(&to, &note(1), DEADLINE).await }
+    });
+    let _kept = soon("the request", mailbox.recv()).await.unwrap();
+    a.remove_peer(b.name());
+    assert!(matches!(soon("the loss", calling).await.unwrap(), Err(CallError::Lost { .. })));
+    eventually("the end of the connection", || !is_up(&b, &a)).await;
+    connect(&a, &b).await;
+    let begun = Instant::now();
+    b.shutdown().await;
+    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_call_that_was_received_before_the_shutdown_is_answered() {
     let (a, b) = pair().await;
     let mut mailbox = b.mailbox("in", 10).unwrap();
