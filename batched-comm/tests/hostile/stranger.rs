@@ -19,6 +19,8 @@ const PROTOCOL: &[u8] = b"batched-comm/1";
 pub const LANE: u8 = 1;
 pub const BULK: u8 = 2;
 
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
 pub struct Stranger {
     pub quic: quinn::Endpoint,
 }
@@ -50,7 +52,12 @@ impl Stranger {
         // A goodbye in the handshake may be lost, and is waited for this long.
         transport.max_idle_timeout(Some(Duration::from_secs(6).try_into().unwrap()));
         client.transport_config(Arc::new(transport));
-        let mut quic = quinn::Endpoint::client(LOOPBACK.parse().unwrap()).unwrap();
+        let socket = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+        // A hundred connections at once are told at once why they end; what finds no room here is lost, and a
+        // connection whose goodbye was lost is reset, which says nothing of the reason.
+        socket2::SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
+        let runtime = quinn::default_runtime().unwrap();
+        let mut quic = quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, runtime).unwrap();
         quic.set_default_client_config(client);
         Stranger { quic }
     }
