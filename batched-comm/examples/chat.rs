@@ -12,7 +12,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use batched_comm::{Address, Endpoint, Identity, Message, NodeName, PeerState, rkyv};
+use batched_comm::{Address, Endpoint, Identity, Message, NodeName, PeerState, PeersWatch, rkyv};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -74,7 +74,7 @@ async fn chat(endpoint: &Endpoint, others: Vec<SocketAddr>) -> Result<(), Box<dy
         tokio::select! {
             _ = &mut patience, if waits => waits = false,
             line = lines.recv(), if !waits => match line {
-                Some(text) => say(endpoint, &present, text).await?,
+                Some(text) => say(endpoint, text).await?,
                 None => return Ok(()),
             },
             received = mailbox.recv() => match received {
@@ -83,12 +83,7 @@ async fn chat(endpoint: &Endpoint, others: Vec<SocketAddr>) -> Result<(), Box<dy
             },
             changed = peers.changed() => {
                 changed?;
-                let now: BTreeSet<NodeName> = peers
-                    .get()
-                    .iter()
-                    .filter(|(_, state)| matches!(state, PeerState::Up { .. } | PeerState::Suspect { .. }))
-                    .map(|(name, _)| name.clone())
-                    .collect();
+                let now = connected(&mut peers);
                 now.difference(&present).for_each(|name| println!("* {name} has joined"));
                 present.difference(&now).for_each(|name| println!("* {name} has left"));
                 present = now;
@@ -112,7 +107,15 @@ async fn find(endpoint: &Endpoint, address: SocketAddr) {
     }
 }
 
-async fn say(endpoint: &Endpoint, present: &BTreeSet<NodeName>, text: String) -> Result<(), Box<dyn Error>> {
+fn connected(peers: &mut PeersWatch) -> BTreeSet<NodeName> {
+    let is_connected = |state: &PeerState| matches!(state, PeerState::Up { .. } | PeerState::Suspect { .. });
+    let states = peers.get();
+    states.iter().filter(|(_, state)| is_connected(state)).map(|(name, _)| name.clone()).collect()
+}
+
+async fn say(endpoint: &Endpoint, text: String) -> Result<(), Box<dyn Error>> {
+    // As of now, and not as of the last change that was shown.
+    let present = connected(&mut endpoint.watch_peers());
     let to: Result<Vec<_>, _> = present.iter().map(|name| Address::new(name, MAILBOX)).collect();
     for (address, sent) in endpoint.broadcast(&to?, &Line { text }).await {
         if let Err(error) = sent {
