@@ -49,7 +49,7 @@ impl ReplyHandle {
     /// Answers the call. Never waits.
     ///
     /// # Errors
-    /// As [`Incoming::reply`].
+    /// As [`Incoming::reply`](crate::Incoming::reply).
     pub fn reply<R: Wire>(self, answer: &R) -> Result<(), SendError> {
         self.answer(Kind::Reply, 0, |buffer| message::encode_into(answer, buffer))
     }
@@ -57,7 +57,7 @@ impl ReplyHandle {
     /// The same with bytes.
     ///
     /// # Errors
-    /// As [`Incoming::reply`].
+    /// As [`Incoming::reply`](crate::Incoming::reply).
     pub fn reply_bytes(self, answer: &[u8]) -> Result<(), SendError> {
         self.answer(Kind::Reply, 0, |buffer| {
             buffer.extend_from_slice(answer);
@@ -69,7 +69,7 @@ impl ReplyHandle {
     /// answers.
     ///
     /// # Errors
-    /// As [`Incoming::reply_waiting`].
+    /// As [`Incoming::reply_waiting`](crate::Incoming::reply_waiting).
     pub async fn reply_waiting<R: Wire>(self, answer: &R) -> Result<(), SendError> {
         self.answer_waiting(|buffer| message::encode_into(answer, buffer)).await
     }
@@ -77,7 +77,7 @@ impl ReplyHandle {
     /// The same with bytes.
     ///
     /// # Errors
-    /// As [`Incoming::reply_waiting`].
+    /// As [`Incoming::reply_waiting`](crate::Incoming::reply_waiting).
     pub async fn reply_bytes_waiting(self, answer: &[u8]) -> Result<(), SendError> {
         self.answer_waiting(|buffer| {
             buffer.extend_from_slice(answer);

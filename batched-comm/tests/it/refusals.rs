@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use batched_comm::{ClusterId, ConnectError, DownReason, Endpoint, Identity, PeerEvent, Refusal};
+use batched_comm::{ClusterId, ConnectError, DownReason, Endpoint, EndpointConfig, Identity, PeerEvent, Refusal};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -188,10 +188,14 @@ pub struct Victim {
 
 /// A node with a friend, whose connection must survive whatever strangers do.
 pub async fn victim() -> Victim {
+    victim_with(EndpointConfig::new()).await
+}
+
+async fn victim_with(config: EndpointConfig) -> Victim {
     let dir = tempfile::tempdir().unwrap();
     let [endpoint, friend] = ["victim", "friend"].map(|name| Identity::dev(dir.path(), name).unwrap());
-    let endpoint = Endpoint::bind(any_port(), endpoint).await.unwrap();
-    let friend = Endpoint::bind(any_port(), friend).await.unwrap();
+    let endpoint = Endpoint::bind_with(any_port(), endpoint, config.clone()).await.unwrap();
+    let friend = Endpoint::bind_with(any_port(), friend, config).await.unwrap();
     connect(&friend, &endpoint).await;
     echo(endpoint.mailbox("echo", 10).unwrap());
     Victim { dir, endpoint, friend }
@@ -393,7 +397,7 @@ async fn compressed_bombs_close_the_connection_with_a_reason() {
 #[tokio::test]
 async fn few_bytes_that_stand_for_very_many_let_others_have_their_turns() {
     const COUNT: usize = 60;
-    let victim = victim().await;
+    let victim = victim_with(EndpointConfig::new().with_network_thread(false)).await;
     // A cast of 8 MiB of zeros: a block of 32 bytes as they are, and 64 of one zero repeated 131,072 times.
     let mut head = [0; 32];
     head[..2].copy_from_slice(&[1, 4]);
