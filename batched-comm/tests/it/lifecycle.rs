@@ -355,6 +355,8 @@ async fn certificates_rotate_without_a_restart() {
 async fn what_never_left_is_not_sent_and_what_left_is_lost() {
     let ca = ca();
     let config = EndpointConfig::new().with_max_queued_bytes(16 * 1024 * 1024).unwrap();
+    // So that the writer has its turns when this task yields.
+    let config = config.with_network_thread(false);
     let (a, b) = (bind_with(&ca, "a", config).await, bind(&ca, "b").await);
     let mailbox = b.mailbox("in", 10).unwrap();
     let relay = Relay::to(b.local_address()).await;
