@@ -1,7 +1,6 @@
 //! Who is turned away, and what bad bytes do: an error that says why, and a node that lives on.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use batched_comm::{ClusterId, ConnectError, DownReason, Endpoint, EndpointConfig, Identity, PeerEvent, Refusal};
 use rustls::RootCertStore;
