@@ -33,8 +33,17 @@ impl LogStore {
         self.wal.state(self.replica).ok_or_else(missing)
     }
 
-    fn read(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<Entry>, io::Error> {
-        let found = self.wal.read(self.replica, start..end, max_bytes)?;
+    /// What is in memory is given at once; a disk is read on a thread that may wait for it, which those of raft and
+    /// network must not.
+    async fn read(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<Entry>, io::Error> {
+        let found = match self.wal.read_cached(self.replica, start..end, max_bytes) {
+            Some(found) => found,
+            None => {
+                let (wal, replica) = (self.wal.clone(), self.replica);
+                let read = tokio::task::spawn_blocking(move || wal.read(replica, start..end, max_bytes));
+                read.await.map_err(io::Error::other)??
+            }
+        };
         let decoded = |found: LogEntry| {
             let payload = decode_payload(found.payload)?;
             Ok(entry(found.term, found.index, payload))
@@ -72,7 +81,7 @@ impl RaftLogReader<Types> for LogStore {
         range: R,
     ) -> Result<Vec<Entry>, io::Error> {
         let (start, end) = bounds(&range);
-        self.read(start, end, usize::MAX)
+        self.read(start, end, usize::MAX).await
     }
 
     /// In steps: what is to be applied after a restart may be more than memory holds.
@@ -85,7 +94,7 @@ impl RaftLogReader<Types> for LogStore {
         let steps = stream::try_unfold(start, move |next| {
             let store = store.clone();
             async move {
-                let entries = if next < end { store.read(next, end, MAX_READ_BYTES)? } else { Vec::new() };
+                let entries = if next < end { store.read(next, end, MAX_READ_BYTES).await? } else { Vec::new() };
                 let Some(last) = entries.last() else { return Ok(None) };
                 let after = last.log_id.index + 1;
                 Ok::<_, io::Error>(Some((stream::iter(entries.into_iter().map(Ok)), after)))
@@ -100,7 +109,7 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end, MAX_READ_BYTES)
+        self.read(start, end, MAX_READ_BYTES).await
     }
 }
 

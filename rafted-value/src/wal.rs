@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `record` holds the bytes, `index` what is live and where, `queue` what callers and the appender share,
-//! `segment` the files, `appender` the step that writes, `recovery` the start. No term of raft's protocol is
+//! `segment` the files, `appender` the step that writes, `read` how entries are read, `recovery` the start. No term of raft's protocol is
 //! interpreted here: a log with holes is refused, everything else is the caller's.
 //!
 //! After a failed write or sync the log is *poisoned*: all who wait and all later callers get errors, no sync
@@ -17,6 +17,7 @@
 
 mod appender;
 mod recovery;
+mod read;
 mod config;
 mod queue;
 mod segment;
@@ -28,12 +29,10 @@ mod facts;
 mod tests;
 
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 #[cfg(test)]
@@ -45,10 +44,9 @@ pub(crate) use self::facts::{Done, LogEntry, Position, ReplicaLogState, ReplicaR
 
 use self::appender::Appender;
 use self::config::MAX_QUEUED_BYTES;
-use self::index::{Index, Lookup, Place};
+use self::index::Index;
 use self::queue::{Backing, Life, State};
 use self::record::Record;
-use self::segment::SegmentFile;
 use crate::disk::Disk;
 
 /// The log. Clones share it; it is closed with the last one.
@@ -210,29 +208,6 @@ impl Wal {
         self.state_lock().index.state(replica)
     }
 
-    /// The entries in `range` that are there, in order, until their payloads have more than `max_bytes`, but at
-    /// least one. May read from disk.
-    pub(crate) fn read(&self, replica: u64, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
-        'again: loop {
-            let found = self.lookup(replica, range.clone(), max_bytes);
-            let mut entries = Vec::with_capacity(found.len());
-            for (lookup, segment) in found {
-                match (lookup, segment) {
-                    (Lookup::Cached { term, index, payload }, _) => entries.push(LogEntry { term, index, payload }),
-                    (Lookup::Stored { term, index, place }, segment) => {
-                        match read_stored(replica, term, index, place, segment.as_deref()) {
-                            Ok(payload) => entries.push(LogEntry { term, index, payload }),
-                            // It was moved, and its segment used again, since it was looked up.
-                            Err(_) if !self.still_at(replica, index, place) => continue 'again,
-                            Err(error) => return Err(error),
-                        }
-                    }
-                }
-            }
-            return Ok(entries);
-        }
-    }
-
     /// Waits until the queue takes more; calls that do not wait here are still taken.
     pub(crate) async fn room(&self) {
         loop {
@@ -312,26 +287,6 @@ impl Wal {
             }
         }
     }
-
-    fn lookup(&self, replica: u64, range: Range<u64>, max_bytes: usize) -> Vec<(Lookup, Option<Arc<SegmentFile>>)> {
-        let state = self.state_lock();
-        let found = state.index.lookup(replica, range, max_bytes).into_iter();
-        found
-            .map(|lookup| {
-                let segment = match &lookup {
-                    Lookup::Stored { place: Place::Written { segment_use, .. }, .. } => {
-                        state.readers.get(segment_use).cloned()
-                    }
-                    _ => None,
-                };
-                (lookup, segment)
-            })
-            .collect()
-    }
-
-    fn still_at(&self, replica: u64, index: u64, place: Place) -> bool {
-        self.state_lock().index.place(replica, index::Item::Entry(index)) == Some(place)
-    }
 }
 
 fn push_known(state: &mut State, replica: u64, record: &Record<'_>) -> io::Result<()> {
@@ -370,30 +325,6 @@ fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Resul
         return refuse(format!("entry {} was purged: {:?}", first.index, known.last_purged));
     }
     Ok(())
-}
-
-fn read_stored(replica: u64, term: u64, index: u64, place: Place, segment: Option<&SegmentFile>) -> io::Result<Bytes> {
-    let (Place::Written { offset, length, .. }, Some(segment)) = (place, segment) else {
-        return Err(io::Error::other(format!("entry {index} of replica {replica:016x} is in no segment")));
-    };
-    let mut bytes = vec![0; length as usize];
-    segment.file.read_at(&mut bytes, u64::from(offset))?;
-    let payload_length = match record::decode(&bytes) {
-        Some((found, Record::Entry { term: found_term, index: found_index, payload }, _))
-            if (found, found_term, found_index) == (replica, term, index) =>
-        {
-            payload.len()
-        }
-        _ => {
-            let message = format!(
-                "the log is damaged: entry {index} of replica {replica:016x} is not at byte {offset} of {}",
-                segment.path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-    };
-    let bytes = Bytes::from(bytes);
-    Ok(bytes.slice(bytes.len() - payload_length..))
 }
 
 impl Handle {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::ThreadId;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -48,6 +49,8 @@ struct Inner {
     crashed: bool,
     syncs: u64,
     capacity: Option<u64>,
+    /// Threads that have read a file since [`FaultyDisk::readers`] was asked last.
+    readers: Vec<ThreadId>,
 }
 
 /// Clones are the same disk.
@@ -68,6 +71,11 @@ impl FaultyDisk {
 
     pub(crate) fn syncs(&self) -> u64 {
         self.inner().syncs
+    }
+
+    /// The threads that have read a file, once for each read since this was asked last.
+    pub(crate) fn readers(&self) -> Vec<ThreadId> {
+        std::mem::take(&mut self.inner().readers)
     }
 
     /// Whether the chosen operation was reached and power is lost.
@@ -235,7 +243,8 @@ impl DiskFile for FaultyFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let inner = self.disk.inner();
+        let mut inner = self.disk.inner();
+        inner.readers.push(std::thread::current().id());
         if inner.crashed {
             return Err(lost());
         }

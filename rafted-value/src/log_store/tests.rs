@@ -1,7 +1,6 @@
 //! openraft's storage suite, over every mode of the log, with the real machine and snapshots.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,16 +8,16 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
-use super::LogStore;
+use super::*;
 use crate::any_value::ValueFactory;
 use crate::clock::SystemClock;
+use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, RealDisk};
 use crate::machine::{Machine, Shared};
-use crate::openraft_types::Types;
 use crate::snapshot::SnapshotStore;
 use crate::status::Member;
 use crate::value::Value;
-use crate::wal::{MIN_SEGMENT_BYTES, ReplicaRecord, Wal, WalConfig};
+use crate::wal::{MIN_SEGMENT_BYTES, ReplicaRecord, WalConfig};
 
 const REPLICA: u64 = 1;
 
@@ -77,15 +76,19 @@ impl Mode {
                 (Some(dir), wal, Some((disk, snapshots)))
             }
         };
-        let (created, is_created) = tokio::sync::oneshot::channel();
-        let record = ReplicaRecord { replica: REPLICA, group: "group".into(), incarnation: 0, detail: Bytes::new() };
-        wal.create(record, Box::new(move |result| drop(created.send(result))));
-        is_created.await.map_err(io::Error::other)??;
+        create(&wal).await?;
         let snapshots = SnapshotStore::new(REPLICA, wal.clone(), files);
         let shared = Shared::new("group".into(), ValueFactory::of::<Numbers>(None), Arc::new(SystemClock::default()));
         let machine = Machine::open(shared, snapshots, tokio::runtime::Handle::current()).map_err(io::Error::other)?;
         Ok((dir, LogStore::new(wal, REPLICA), machine))
     }
+}
+
+async fn create(wal: &Wal) -> io::Result<()> {
+    let (created, is_created) = oneshot::channel();
+    let record = ReplicaRecord { replica: REPLICA, group: "group".into(), incarnation: 0, detail: Bytes::new() };
+    wal.create(record, Box::new(move |result| drop(created.send(result))));
+    is_created.await.map_err(io::Error::other)?
 }
 
 impl StoreBuilder<Types, LogStore, Machine, Option<TempDir>> for Mode {
@@ -111,4 +114,28 @@ async fn openrafts_suite_passes_on_files() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openrafts_suite_passes_on_files_without_a_cache() {
     passes(Mode::FilesWithoutCache).await;
+}
+
+#[tokio::test]
+async fn files_are_read_on_a_thread_that_may_wait_and_only_when_they_must_be() {
+    let here = std::thread::current().id();
+    let payload = encode_payload(&openraft::EntryPayload::Blank);
+    let entries = || (0..50).map(|index| LogEntry { term: 1, index, payload: payload.clone() }).collect();
+    for (cache_bytes, reads) in [(1 << 20, false), (0, true)] {
+        let disk = FaultyDisk::default();
+        let config = WalConfig::default().with_segment_bytes(MIN_SEGMENT_BYTES).with_cache_bytes(cache_bytes);
+        let wal = Wal::open(Arc::new(disk.clone()), std::path::Path::new("/wal"), config).unwrap();
+        create(&wal).await.unwrap();
+        let (done, appended) = oneshot::channel();
+        wal.append(REPLICA, entries(), Box::new(move |result| drop(done.send(result))));
+        appended.await.unwrap().unwrap();
+        disk.readers();
+        let mut store = LogStore::new(wal, REPLICA);
+        assert_eq!(store.try_get_log_entries(10..20).await.unwrap().len(), 10);
+        assert_eq!(store.limited_get_log_entries(10, 50).await.unwrap().len(), 40);
+        let streamed: Vec<_> = store.entries_stream(0..50).await.try_collect().await.unwrap();
+        assert_eq!(streamed.len(), 50);
+        let readers = disk.readers();
+        assert_eq!((!readers.is_empty(), readers.contains(&here)), (reads, false), "{cache_bytes} bytes of cache");
+    }
 }

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::appender::Step;
 use super::record::{FIRST_OFFSET, Salt};
 use super::*;
