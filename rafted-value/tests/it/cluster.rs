@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rafted_value::{
     ClientSession, Clock, ClusterTag, CommandError, GroupClient, GroupConfig, Member, QueryError, ReplicaId,
-    ReplicaSpec, Role, Route, Store, SystemClock, UntypedReplica, Value, ValueFactory, decode_answer, decode_reply,
-    encode_command, encode_query,
+    ReplicaSpec, Role, Route, Store, StoreError, SystemClock, UntypedReplica, Value, ValueFactory, decode_answer,
+    decode_reply, encode_command, encode_query,
 };
 
 use crate::hub::Hub;
@@ -53,6 +53,19 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Opens a directory, once whoever still reads at a replica of it has let go.
+async fn open(dir: PathBuf, name: &str) -> Store {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Store::open(&dir, name).await {
+            Err(StoreError::Locked { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            opened => return opened.unwrap(),
+        }
     }
 }
 
@@ -105,7 +118,7 @@ impl Cluster {
     /// Starts a node, with what its directory holds.
     pub async fn start(&mut self, name: &str) {
         let store = match self.dir(name) {
-            Some(dir) => Store::open(dir, name).await.unwrap(),
+            Some(dir) => open(dir, name).await,
             None => Store::memory(name),
         };
         let stored = store.replicas().into_iter().find(|stored| stored.group == GROUP);

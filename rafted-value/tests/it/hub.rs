@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rafted_value::{Body, BoxFuture, Transport, TransportError, UntypedReplica, wrong_replica};
+use rafted_value::{Body, BoxFuture, ReplicaId, Transport, TransportError, UntypedReplica, wrong_replica};
 
 type Replicas = BTreeMap<(String, String), UntypedReplica>;
 
@@ -14,7 +14,14 @@ type Replicas = BTreeMap<(String, String), UntypedReplica>;
 pub struct Hub {
     replicas: Arc<Mutex<Replicas>>,
     cut: Arc<Mutex<BTreeSet<(String, String)>>>,
+    /// By node and the number in a request: the replica that gets the request in place of the one it is for.
+    aliases: Arc<Mutex<BTreeMap<(String, u64), u64>>>,
+    /// By sender and receiver: requests that were answered with "not hosted here".
+    strangers: Arc<Mutex<BTreeMap<(String, String), u64>>>,
 }
+
+/// Where a request says for which replica it is.
+const TO_AT: std::ops::Range<usize> = 41..49;
 
 impl Hub {
     pub fn transport(&self, here: &str) -> Arc<dyn Transport> {
@@ -43,8 +50,37 @@ impl Hub {
         }
     }
 
+    /// Cuts one direction: what `from` sends to `to` does not arrive, and neither do the answers to it.
+    pub fn cut(&self, from: &str, to: &str) {
+        self.cut.lock().unwrap().insert((from.to_owned(), to.to_owned()));
+    }
+
     pub fn heal(&self) {
         self.cut.lock().unwrap().clear();
+    }
+
+    /// As if the replica on `node` had the id `old` as well as its own.
+    pub fn reuse_id(&self, node: &str, old: ReplicaId, own: ReplicaId) {
+        self.aliases.lock().unwrap().insert((node.to_owned(), old.get()), own.get());
+    }
+
+    /// How many requests of `from` reached a replica on `to` that they were not for.
+    pub fn strangers(&self, from: &str, to: &str) -> u64 {
+        self.strangers.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
+    }
+
+    fn aliased(&self, node: &str, request: Bytes) -> Bytes {
+        let to = request.get(TO_AT).and_then(|to| to.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let Some(own) = self.aliases.lock().unwrap().get(&(node.to_owned(), to)).copied() else { return request };
+        let mut request = request.to_vec();
+        request[TO_AT].copy_from_slice(&own.to_le_bytes());
+        request.into()
+    }
+
+    fn note(&self, from: &str, to: &str, answer: &Bytes) {
+        if *answer == wrong_replica() {
+            *self.strangers.lock().unwrap().entry((from.to_owned(), to.to_owned())).or_default() += 1;
+        }
     }
 
     fn is_cut(&self, from: &str, to: &str) -> bool {
@@ -70,8 +106,10 @@ impl Transport for Link {
         let (hub, here, node) = (self.hub.clone(), self.here.clone(), node.to_owned());
         Box::pin(async move {
             let Some(replica) = hub.target(&here, &node, &request)? else { return Ok(wrong_replica()) };
+            let request = hub.aliased(&node, request);
             let answer = tokio::time::timeout(timeout, replica.handle(request, timeout)).await;
             let answer = answer.map_err(|_| TransportError::Lost(format!("{timeout:?} passed")))?;
+            hub.note(&here, &node, &answer);
             if hub.is_cut(&node, &here) { Err(TransportError::Lost("cut meanwhile".into())) } else { Ok(answer) }
         })
     }

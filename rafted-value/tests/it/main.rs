@@ -5,4 +5,6 @@
 mod cluster;
 mod group;
 mod hub;
+mod identity;
 mod quic;
+mod stale;
