@@ -235,7 +235,7 @@ impl<'a> Search<'a> {
             if let Some(node) = self.candidates.find(|node| Some(node) != silent.as_ref()) {
                 return Some((node, patience));
             }
-            let jitter = rand::random_range(0.5..1.5);
+            let jitter = crate::runtime::random_range(0.5..1.5);
             tokio::time::sleep(PAUSE.mul_f64(jitter).min(left)).await;
             self.redirects = 0;
             self.silent = None;

@@ -51,7 +51,7 @@ impl Formation {
             } else if self.is_initiator && answers.len() == self.others.len() {
                 self.initialize(&answers).await;
             }
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            tokio::time::sleep(pause.mul_f64(crate::runtime::random_range(0.5..1.0))).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
     }

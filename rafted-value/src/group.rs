@@ -30,6 +30,7 @@ use crate::openraft_types::{Vote, decode_payload, entry};
 use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
 use crate::reader::{self, Read, ReadError};
 use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
+use crate::runtime;
 use crate::snapshot::SnapshotStore;
 use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
 use crate::store::{Running, Store};
@@ -95,8 +96,8 @@ impl UntypedReplica {
         };
         let shared = Shared::new(group.clone(), factory, store.clock().clone());
         let snapshots = store.snapshots_of(spec.replica);
-        let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.apply_threads());
-        let opened = store.apply_threads().spawn_blocking(move || Machine::open(opening, to_open, threads)).await;
+        let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.threads().clone());
+        let opened = store.threads().run(move || Machine::open(opening, to_open, threads)).await;
         let machine = opened
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?
             .map_err(|error| match error {
@@ -117,7 +118,7 @@ impl UntypedReplica {
             from: spec.replica,
             transport,
         };
-        let log = LogStore::new(store.wal().clone(), spec.replica.get());
+        let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone());
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
             .map_err(|error| StartError::Raft { group, reason: error.to_string() })?;
@@ -125,8 +126,9 @@ impl UntypedReplica {
         let limits = Limits::new(spec.config.max_queued_commands());
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let mut tasks = JoinSet::new();
-        tasks.spawn(proposer::run(raft.clone(), shared.clone(), proposal_queue));
-        tasks.spawn(reader::run(raft.clone(), shared.clone(), store.apply_threads(), read_queue));
+        runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), proposal_queue));
+        let reader = reader::run(raft.clone(), shared.clone(), store.threads().clone(), read_queue);
+        runtime::spawn_on(&mut tasks, reader);
         Ok(Self {
             inner: Arc::new(Inner {
                 spec,
@@ -254,7 +256,7 @@ impl UntypedReplica {
     /// Answers an encoded query from what this replica has applied, which may be old.
     pub async fn read_any(&self, query: Bytes) -> Result<Bytes, QueryError> {
         let shared = self.inner.shared.clone();
-        let answer = self.inner.store.apply_threads().spawn_blocking(move || shared.query(&query)).await;
+        let answer = self.inner.store.threads().run(move || shared.query(&query)).await;
         match answer {
             Ok(answer) => answer.map_err(QueryError::Failed),
             Err(error) => {

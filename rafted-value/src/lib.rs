@@ -31,6 +31,8 @@ mod error;
 mod status;
 mod codec;
 mod transport;
+mod threads;
+mod runtime;
 mod value;
 mod wire;
 

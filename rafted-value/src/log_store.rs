@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::codec::Malformed;
 use crate::openraft_types::{Entry, LogId, Types, Vote, decode_payload, encode_payload, entry, log_id, vote};
+use crate::threads::Threads;
 use crate::wal::{LogEntry, Position, ReplicaLogState, VoteRecord, Wal};
 
 /// One read for replication: an append of this size fits into a message of the transport.
@@ -21,11 +22,13 @@ const MAX_READ_BYTES: usize = 1 << 20;
 pub(crate) struct LogStore {
     wal: Wal,
     replica: u64,
+    /// Where it waits for a disk.
+    threads: Threads,
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Wal, replica: u64) -> Self {
-        Self { wal, replica }
+    pub(crate) fn new(wal: Wal, replica: u64, threads: Threads) -> Self {
+        Self { wal, replica, threads }
     }
 
     fn state(&self) -> Result<ReplicaLogState, io::Error> {
@@ -40,8 +43,7 @@ impl LogStore {
             Some(found) => found,
             None => {
                 let (wal, replica) = (self.wal.clone(), self.replica);
-                let read = tokio::task::spawn_blocking(move || wal.read(replica, start..end, max_bytes));
-                read.await.map_err(io::Error::other)??
+                self.threads.run(move || wal.read(replica, start..end, max_bytes)).await??
             }
         };
         let decoded = |found: LogEntry| {

@@ -23,6 +23,7 @@ use crate::command::Command;
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::session::{Sessions, Verdict};
 use crate::snapshot::{Prepared, SnapshotBody, SnapshotContent, SnapshotStore};
+use crate::threads::Threads;
 use crate::value::{Context, LogTime, UpgradeError};
 
 /// The alias that is not in `openraft_types.rs`: it names the machine, which uses those.
@@ -245,25 +246,21 @@ pub(crate) enum OpenError {
 pub(crate) struct Machine {
     shared: Arc<Shared>,
     snapshots: SnapshotStore,
-    apply_threads: tokio::runtime::Handle,
+    threads: Threads,
 }
 
 impl Machine {
     /// Restores the newest snapshot, where there is one.
-    pub(crate) fn open(
-        shared: Arc<Shared>,
-        snapshots: SnapshotStore,
-        apply_threads: tokio::runtime::Handle,
-    ) -> Result<Self, OpenError> {
+    pub(crate) fn open(shared: Arc<Shared>, snapshots: SnapshotStore, threads: Threads) -> Result<Self, OpenError> {
         if let Some(content) = snapshots.load().map_err(|error| OpenError::Damaged(error.to_string()))? {
             let value = shared.factory.restore(content.version, &content.value).map_err(OpenError::Unreadable)?;
             shared.restore(content, value);
         }
-        Ok(Self { shared, snapshots, apply_threads })
+        Ok(Self { shared, snapshots, threads })
     }
 
     async fn on_apply_threads<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        self.apply_threads.spawn_blocking(work).await.map_err(io::Error::other)
+        self.threads.run(work).await
     }
 }
 
@@ -310,7 +307,7 @@ impl RaftStateMachine<Types> for Machine {
         if let Err(error) = &content {
             tracing::error!(group = %self.shared.group, %error, "the value cannot be copied for a snapshot");
         }
-        Builder { content: content.ok(), snapshots: self.snapshots.clone(), apply_threads: self.apply_threads.clone() }
+        Builder { content: content.ok(), snapshots: self.snapshots.clone(), threads: self.threads.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
@@ -346,7 +343,7 @@ pub(crate) struct Builder {
     /// Taken by the one call that builds.
     content: Option<FrozenState>,
     snapshots: SnapshotStore,
-    apply_threads: tokio::runtime::Handle,
+    threads: Threads,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
@@ -358,7 +355,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
         };
         let meta = frozen.meta.clone();
         let encode = move || frozen.encode();
-        let encoded = self.apply_threads.spawn_blocking(encode).await.map_err(io::Error::other)??;
+        let encoded = self.threads.run(encode).await??;
         let snapshot = self.snapshots.save(&meta, encoded).await?;
         Ok(Snapshot { meta, snapshot })
     }

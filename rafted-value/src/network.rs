@@ -160,8 +160,9 @@ impl RaftNetworkV2<Types> for Client {
         let request = self.request(RequestBody::Snapshot { vote, meta: snapshot.meta });
         let sending = self.transport.call_with_body(&self.node, request, snapshot.snapshot.into_chunks(), timeout);
         let answer = tokio::select! {
-            answer = sending => answer,
+            biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
+            answer = sending => answer,
         };
         match self.judge(answer, RPCTypes::InstallSnapshot, timeout) {
             Ok(Answer::Snapshot { vote }) => Ok(SnapshotResponse::new(vote)),

@@ -35,7 +35,7 @@ pub(crate) struct NodeFile {
 impl NodeFile {
     /// A node that has never been.
     pub(crate) fn mint(name: &str) -> Self {
-        let node_id = rand::random::<u64>().max(1);
+        let node_id = crate::runtime::random::<u64>().max(1);
         Self { node_id, boot: 0, name: name.to_owned(), cluster: None, extra: Vec::new(), founders: BTreeMap::new() }
     }
 

@@ -17,7 +17,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Member,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
-        AsyncRuntime = openraft::impls::TokioRuntime,
+        AsyncRuntime = crate::runtime::Runtime,
 );
 
 pub(crate) type Entry = openraft::type_config::alias::EntryOf<Types>;

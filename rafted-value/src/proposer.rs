@@ -94,6 +94,9 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut queue: mpsc::Receiv
     loop {
         let has_room = in_flight.len() < MAX_BATCHES_IN_FLIGHT;
         tokio::select! {
+            // Replies first: each is finite work, and whoever waits for one may be the next to ask.
+            biased;
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
             count = queue.recv_many(&mut batch, MAX_BATCH), if has_room => {
                 if count == 0 {
                     break;
@@ -104,7 +107,6 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut queue: mpsc::Receiv
                     Err(fatal) => stopped(&fatal, replies),
                 }
             }
-            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
         }
     }
     while in_flight.next().await.is_some() {}

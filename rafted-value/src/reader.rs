@@ -14,6 +14,7 @@ use crate::error::{NotHappened, QueryError};
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::Types;
 use crate::status::{Member, ReplicaId};
+use crate::threads::Threads;
 
 /// Queries that share one round.
 const MAX_ROUND: usize = 4_096;
@@ -44,12 +45,7 @@ pub(crate) struct Read {
 }
 
 /// Runs until the queue's senders are gone.
-pub(crate) async fn run(
-    raft: Raft,
-    shared: Arc<Shared>,
-    threads: tokio::runtime::Handle,
-    mut queue: mpsc::Receiver<Read>,
-) {
+pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut queue: mpsc::Receiver<Read>) {
     let mut round = Vec::new();
     // The queries of the round before run while this one's heartbeats are under way; no more than one round's do, so
     // that a value that is held by a long command does not gather threads.
@@ -76,7 +72,7 @@ pub(crate) async fn run(
             let _ = before.await;
         }
         let (reads, shared) = (std::mem::take(&mut round), shared.clone());
-        answering = Some(threads.spawn_blocking(move || {
+        answering = Some(threads.spawn(move || {
             for read in reads {
                 let answer = shared.query(&read.query).map_err(|message| QueryError::Failed(message).into());
                 let _ = read.answer.send(answer);
@@ -91,6 +87,7 @@ async fn applied_beyond(raft: &Raft, shared: &Shared, index: u64, round: &[Read]
     let mut applied = shared.applied_count();
     loop {
         tokio::select! {
+            biased;
             reached = applied.wait_for(|&count| count > index) => return reached.is_ok(),
             () = tokio::time::sleep(LEADERSHIP_CHECK) => {
                 if !raft.is_leader() || round.iter().all(|read| read.answer.is_closed()) {

@@ -21,6 +21,7 @@ use crate::formation::Formation;
 use crate::group::{ReplicaSpec, UntypedReplica};
 use crate::quic::{QuicTransport, serve};
 use crate::rpc::ClusterTag;
+use crate::runtime;
 use crate::session::ClientSession;
 use crate::status::{Member, Status};
 use crate::store::Store;
@@ -175,7 +176,7 @@ impl<V: Value> ReplicaBuilder<V> {
             others: self.members.keys().filter(|name| **name != here).cloned().collect(),
             transport: transport.clone(),
         };
-        tasks.spawn(formation.run());
+        runtime::spawn_on(&mut tasks, formation.run());
         let inner = Inner {
             group: self.group,
             replica,

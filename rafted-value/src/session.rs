@@ -212,7 +212,7 @@ pub struct OpenCommand {
 impl ClientSession {
     /// A session with an id from the operating system's randomness.
     pub fn random() -> Self {
-        Self::with_id(SessionId(rand::random()))
+        Self::with_id(SessionId(crate::runtime::random()))
     }
 
     /// A session with a given id, which no other process may ever use.

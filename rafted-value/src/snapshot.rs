@@ -24,6 +24,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::openraft_types::SnapshotMeta;
 use crate::rpc::{read_snapshot_meta, write_snapshot_meta};
 use crate::session::Sessions;
+use crate::threads::Threads;
 use crate::transport::Body;
 use crate::value::LogTime;
 use crate::wal::{Position, SnapshotPointer, Wal};
@@ -115,6 +116,7 @@ pub(crate) struct Prepared {
 /// A file that goes with its last handle, unless the log points to it.
 struct SnapshotFile {
     disk: Arc<dyn Disk>,
+    threads: Threads,
     file: Arc<dyn DiskFile>,
     path: PathBuf,
     length: u64,
@@ -181,7 +183,8 @@ impl Body for Chunks {
                 _ if size == 0 => Ok(None),
                 Source::Inline(bytes) => Ok(Some(bytes.slice(offset as usize..(offset + size) as usize))),
                 Source::File(file) => {
-                    blocking(move || {
+                    let threads = file.threads.clone();
+                    blocking(&threads, move || {
                         let mut chunk = vec![0; size as usize];
                         file.file.read_at(&mut chunk, offset)?;
                         Ok(Some(Bytes::from(chunk)))
@@ -200,11 +203,12 @@ pub(crate) struct SnapshotStore {
     wal: Wal,
     /// Where files live; `None` in memory, where every snapshot is inline.
     files: Option<(Arc<dyn Disk>, PathBuf)>,
+    threads: Threads,
 }
 
 impl SnapshotStore {
-    pub(crate) fn new(replica: u64, wal: Wal, files: Option<(Arc<dyn Disk>, PathBuf)>) -> Self {
-        Self { replica, wal, files }
+    pub(crate) fn new(replica: u64, wal: Wal, files: Option<(Arc<dyn Disk>, PathBuf)>, threads: Threads) -> Self {
+        Self { replica, wal, files, threads }
     }
 
     /// Whether the disk has no room for another snapshot.
@@ -253,7 +257,8 @@ impl SnapshotStore {
         let file = disk.open(&path).map_err(|error| damaged(&format!("{}: {error}", path.display())))?;
         let length = file.len()?;
         let kept = AtomicBool::new(true);
-        let file = SnapshotFile { disk: disk.clone(), file, path, length, kept };
+        let threads = self.threads.clone();
+        let file = SnapshotFile { disk: disk.clone(), threads, file, path, length, kept };
         Ok((meta, SnapshotBody::new(Source::File(Arc::new(file)))))
     }
 
@@ -263,7 +268,9 @@ impl SnapshotStore {
         let source = match &self.files {
             Some((disk, dir)) if encoded.len() > MAX_INLINE_BYTES => loop {
                 let (disk, dir, name, encoded) = (disk.clone(), dir.clone(), self.new_name(), encoded.clone());
-                match blocking(move || write_file(disk, &dir, &name, &encoded)).await {
+                let threads = self.threads.clone();
+                let write = move || write_file(disk, threads, &dir, &name, &encoded);
+                match blocking(&self.threads, write).await {
                     Ok(file) => break Source::File(Arc::new(file)),
                     Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                         tracing::error!(%error, "a snapshot waits for room on the disk");
@@ -287,7 +294,7 @@ impl SnapshotStore {
         factory: &ValueFactory,
     ) -> io::Result<SnapshotBody> {
         let source = self.store(chunks).await?;
-        let prepared = judge(source.clone(), Some(announced.clone()), factory.clone()).await?;
+        let prepared = judge(&self.threads, source.clone(), Some(announced.clone()), factory.clone()).await?;
         Ok(SnapshotBody { prepared: Some(prepared), source })
     }
 
@@ -310,7 +317,7 @@ impl SnapshotStore {
                 None => self.unfinished(received.split().freeze()).await?,
             };
             file = Some(
-                blocking(move || {
+                blocking(&self.threads, move || {
                     open.file.write_at(&chunk, offset)?;
                     Ok(open)
                 })
@@ -319,7 +326,10 @@ impl SnapshotStore {
         }
         match file {
             None => Ok(Source::Inline(received.freeze())),
-            Some(unfinished) => blocking(move || finish_file(unfinished, length)).await.map(Arc::new).map(Source::File),
+            Some(unfinished) => {
+                let finish = move || finish_file(unfinished, length);
+                blocking(&self.threads, finish).await.map(Arc::new).map(Source::File)
+            }
         }
     }
 
@@ -327,9 +337,10 @@ impl SnapshotStore {
     async fn unfinished(&self, beginning: Bytes) -> io::Result<SnapshotFile> {
         let Some((disk, dir)) = self.files.clone() else { return Err(io::Error::other("no files in memory")) };
         let path = dir.join(format!("{}{UNFINISHED}", self.new_name()));
-        blocking(move || {
+        let threads = self.threads.clone();
+        blocking(&self.threads, move || {
             let file = disk.create(&path)?;
-            let open = SnapshotFile { disk, file, path, length: 0, kept: AtomicBool::new(false) };
+            let open = SnapshotFile { disk, threads, file, path, length: 0, kept: AtomicBool::new(false) };
             open.file.write_at(&beginning, 0)?;
             Ok(open)
         })
@@ -340,14 +351,14 @@ impl SnapshotStore {
     pub(crate) async fn install(&self, body: SnapshotBody, factory: &ValueFactory) -> io::Result<Prepared> {
         let prepared = match body.prepared {
             Some(prepared) => prepared,
-            None => judge(body.source.clone(), None, factory.clone()).await?,
+            None => judge(&self.threads, body.source.clone(), None, factory.clone()).await?,
         };
         self.point_to(&prepared.content.meta, &body.source).await?;
         Ok(prepared)
     }
 
     fn new_name(&self) -> String {
-        format!("{:016x}-{:016x}.snap", self.replica, rand::random::<u64>())
+        format!("{:016x}-{:016x}.snap", self.replica, crate::runtime::random::<u64>())
     }
 
     /// Points the log to it, unless the log points to a newer one already.
@@ -385,7 +396,7 @@ impl SnapshotStore {
         {
             let (disk, path) = (disk.clone(), dir.join(&old));
             // What stays behind after a failure here is swept at the next start.
-            if let Err(error) = blocking(move || disk.remove(&path)).await {
+            if let Err(error) = blocking(&self.threads, move || disk.remove(&path)).await {
                 tracing::warn!(file = old, %error, "an old snapshot was not removed");
             }
         }
@@ -394,8 +405,13 @@ impl SnapshotStore {
 }
 
 /// Reads a snapshot: whole, the announced one, and readable by this program.
-async fn judge(source: Source, announced: Option<SnapshotMeta>, factory: ValueFactory) -> io::Result<Prepared> {
-    blocking(move || {
+async fn judge(
+    threads: &Threads,
+    source: Source,
+    announced: Option<SnapshotMeta>,
+    factory: ValueFactory,
+) -> io::Result<Prepared> {
+    blocking(threads, move || {
         let received = |reason: String| damaged(&format!("received: {reason}"));
         let content = SnapshotContent::decode(&source.read()?).map_err(received)?;
         if announced.is_some_and(|announced| announced != content.meta) {
@@ -408,8 +424,11 @@ async fn judge(source: Source, announced: Option<SnapshotMeta>, factory: ValueFa
 }
 
 /// Work with files or large values: not on a thread of the network.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+async fn blocking<T: Send + 'static>(
+    threads: &Threads,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    threads.run(work).await?
 }
 
 /// Removes files to which no replica's log points: what crashes left behind.
@@ -422,10 +441,10 @@ pub(crate) fn sweep(disk: &dyn Disk, dir: &Path, in_use: impl Fn(&str) -> bool) 
     Ok(())
 }
 
-fn write_file(disk: Arc<dyn Disk>, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<SnapshotFile> {
+fn write_file(disk: Arc<dyn Disk>, threads: Threads, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<SnapshotFile> {
     let path = dir.join(format!("{name}{UNFINISHED}"));
     let file = disk.create(&path)?;
-    let unfinished = SnapshotFile { disk, file, path, length: 0, kept: AtomicBool::new(false) };
+    let unfinished = SnapshotFile { disk, threads, file, path, length: 0, kept: AtomicBool::new(false) };
     unfinished.file.write_at(bytes, 0)?;
     finish_file(unfinished, bytes.len() as u64)
 }
@@ -437,8 +456,8 @@ fn finish_file(unfinished: SnapshotFile, length: u64) -> io::Result<SnapshotFile
     unfinished.disk.rename(&unfinished.path, &path)?;
     // Renamed: there is nothing left to remove under the old name.
     unfinished.kept.store(true, Ordering::Release);
-    let (disk, file) = (unfinished.disk.clone(), unfinished.file.clone());
-    let finished = SnapshotFile { disk, file, path, length, kept: AtomicBool::new(false) };
+    let (disk, threads, file) = (unfinished.disk.clone(), unfinished.threads.clone(), unfinished.file.clone());
+    let finished = SnapshotFile { disk, threads, file, path, length, kept: AtomicBool::new(false) };
     if let Some(dir) = finished.path.parent() {
         finished.disk.sync_dir(dir)?;
     }

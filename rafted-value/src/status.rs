@@ -16,7 +16,7 @@ impl ReplicaId {
 
     /// A new one from the operating system's randomness.
     pub fn random() -> Self {
-        Self(rand::random::<u64>().max(1))
+        Self(crate::runtime::random::<u64>().max(1))
     }
 
     /// The number.

@@ -21,6 +21,7 @@ use crate::node_file::{self, NodeFile};
 use crate::rpc::ClusterTag;
 use crate::snapshot::{self, SnapshotStore};
 use crate::status::ReplicaId;
+use crate::threads::Threads;
 use crate::wal::{ReplicaRecord, Wal, WalConfig, WalError, WalStats};
 
 /// A node's storage. Clones share it; it is closed by [`Store::close`] or when the last is dropped.
@@ -34,8 +35,7 @@ struct Inner {
     node: Mutex<NodeFile>,
     wal: Wal,
     files: Option<Files>,
-    clock: Arc<dyn Clock>,
-    apply_threads: ApplyThreads,
+    around: Surroundings,
     /// Replicas that run: a second core over one replica's log could vote twice in a term.
     running: Mutex<BTreeSet<ReplicaId>>,
 }
@@ -49,6 +49,24 @@ pub(crate) struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.store.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.replica);
+    }
+}
+
+/// What a store has from outside.
+struct Surroundings {
+    clock: Arc<dyn Clock>,
+    threads: Threads,
+    /// Keeps the threads alive.
+    #[allow(dead_code, reason = "held for its drop")]
+    apply_threads: Option<ApplyThreads>,
+}
+
+impl Surroundings {
+    /// The machine's clocks, and threads of this store's own.
+    fn system() -> Self {
+        let apply_threads = ApplyThreads::start();
+        let threads = Threads::Pool(apply_threads.handle.clone());
+        Self { clock: Arc::new(SystemClock::default()), threads, apply_threads: Some(apply_threads) }
     }
 }
 
@@ -91,21 +109,52 @@ impl Store {
     /// number, recovers the log, and keeps the directory locked.
     pub async fn open(dir: impl AsRef<Path>, name: &str) -> Result<Self, StoreError> {
         let (dir, name) = (dir.as_ref().to_owned(), name.to_owned());
-        let opened = tokio::task::spawn_blocking(move || Self::open_on(Arc::new(RealDisk), dir, name)).await;
+        let around = Surroundings::system();
+        let threads = around.threads.clone();
+        let open = move || {
+            let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+            Self::open_in(around, disk, dir, name, |disk, dir| Wal::open(disk, dir, WalConfig::default()))
+        };
+        let opened = threads.run(open).await;
         match opened {
             Ok(store) => store,
             // The closure above holds no user code: only a runtime that shuts down ends here.
-            Err(error) => Err(StoreError::Io { path: PathBuf::new(), error: io::Error::other(error) }),
+            Err(error) => Err(StoreError::Io { path: PathBuf::new(), error }),
         }
     }
 
     /// A node without a disk: the same code, and nothing survives the process.
     pub fn memory(name: &str) -> Self {
-        let node = NodeFile { boot: rand::random::<u64>() >> 1, ..NodeFile::mint(name) };
-        Self::assemble(name.to_owned(), node, Wal::memory(), None)
+        let node = NodeFile { boot: crate::runtime::random::<u64>() >> 1, ..NodeFile::mint(name) };
+        Self::assemble(Surroundings::system(), name.to_owned(), node, Wal::memory(), None)
     }
 
-    fn open_on(disk: Arc<dyn Disk>, dir: PathBuf, name: String) -> Result<Self, StoreError> {
+    /// Opens a simulated node's directory; nothing is written until the appender is stepped.
+    #[cfg(test)]
+    pub(crate) fn open_simulated(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        name: &str,
+        clock: Arc<dyn Clock>,
+        config: WalConfig,
+    ) -> Result<(Self, crate::wal::Appender), StoreError> {
+        let around = Surroundings { clock, threads: Threads::Simulated, apply_threads: None };
+        let mut appender = None;
+        let store = Self::open_in(around, disk, dir.to_owned(), name.to_owned(), |disk, dir| {
+            let (wal, stepped) = Wal::open_stepped(disk, dir, config)?;
+            appender = Some(stepped);
+            Ok(wal)
+        })?;
+        Ok((store, appender.expect("it was opened above")))
+    }
+
+    fn open_in(
+        around: Surroundings,
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        name: String,
+        open_log: impl FnOnce(Arc<dyn Disk>, &Path) -> Result<Wal, WalError>,
+    ) -> Result<Self, StoreError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| StoreError::Io { path, error }
@@ -119,7 +168,7 @@ impl Store {
             _ => StoreError::Io { path: dir.join("lock"), error },
         })?;
         let node = node_file::open(&*disk, &dir, &name)?;
-        let wal = Wal::open(disk.clone(), &wal_dir, WalConfig::default()).map_err(|error| from_wal(&wal_dir, error))?;
+        let wal = open_log(disk.clone(), &wal_dir).map_err(|error| from_wal(&wal_dir, error))?;
         let in_use: Vec<String> = wal
             .replicas()
             .iter()
@@ -128,14 +177,12 @@ impl Store {
             .collect();
         snapshot::sweep(&*disk, &snapshot_dir, |file| in_use.iter().any(|used| used == file))
             .map_err(at(&snapshot_dir))?;
-        Ok(Self::assemble(name, node, wal, Some(Files { disk, dir, _lock: lock })))
+        Ok(Self::assemble(around, name, node, wal, Some(Files { disk, dir, _lock: lock })))
     }
 
-    fn assemble(name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        let apply_threads = ApplyThreads::start();
+    fn assemble(around: Surroundings, name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
         let running = Mutex::default();
-        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, clock, apply_threads, running }) }
+        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, around, running }) }
     }
 
     /// Who this node is.
@@ -216,7 +263,7 @@ impl Store {
     pub async fn close(&self) {
         let wal = self.inner.wal.clone();
         // Fails only when the runtime shuts down, and then the log closes as it is dropped.
-        let _ = tokio::task::spawn_blocking(move || wal.close()).await;
+        let _ = self.threads().run(move || wal.close()).await;
     }
 
     /// Claims a replica for one core; `None` while another has it.
@@ -238,8 +285,8 @@ impl Store {
             })?;
             Ok(true)
         };
-        let io = |error| StoreError::Io { path: self.wal_dir(), error: io::Error::other(error) };
-        tokio::task::spawn_blocking(promise).await.map_err(io)?
+        let io = |error| StoreError::Io { path: self.wal_dir(), error };
+        self.threads().run(promise).await.map_err(io)?
     }
 
     pub(crate) fn wal(&self) -> &Wal {
@@ -247,16 +294,17 @@ impl Store {
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
-        &self.inner.clock
+        &self.inner.around.clock
     }
 
-    pub(crate) fn apply_threads(&self) -> tokio::runtime::Handle {
-        self.inner.apply_threads.handle.clone()
+    /// Where work runs that blocks, or that is the user's.
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.inner.around.threads
     }
 
     pub(crate) fn snapshots_of(&self, replica: ReplicaId) -> SnapshotStore {
         let files = self.inner.files.as_ref().map(|files| (files.disk.clone(), files.dir.join("snapshots")));
-        SnapshotStore::new(replica.get(), self.inner.wal.clone(), files)
+        SnapshotStore::new(replica.get(), self.inner.wal.clone(), files, self.threads().clone())
     }
 
     async fn synced(&self, done: oneshot::Receiver<io::Result<()>>) -> Result<(), StoreError> {

@@ -36,13 +36,15 @@ use std::thread::JoinHandle;
 use tokio::sync::{Notify, watch};
 
 #[cfg(test)]
+pub(crate) use self::appender::Step;
+#[cfg(test)]
 pub(crate) use self::config::MIN_SEGMENT_BYTES;
 pub(crate) use self::config::WalConfig;
 pub use self::error::WalError;
 pub use self::facts::WalStats;
 pub(crate) use self::facts::{Done, LogEntry, Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
 
-use self::appender::Appender;
+pub(crate) use self::appender::Appender;
 use self::config::MAX_QUEUED_BYTES;
 use self::index::Index;
 use self::queue::{Backing, Life, State};
@@ -81,7 +83,11 @@ impl Wal {
     }
 
     /// Opens the log without a thread: nothing is written until the appender is stepped.
-    fn open_stepped(disk: Arc<dyn Disk>, dir: &Path, config: WalConfig) -> Result<(Wal, Appender), WalError> {
+    pub(crate) fn open_stepped(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        config: WalConfig,
+    ) -> Result<(Wal, Appender), WalError> {
         let recovered = recovery::recover(disk, dir, &config)?;
         let segments = recovered.segments;
         let mut state = State::new(

@@ -16,6 +16,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::machine::{Machine, Shared};
 use crate::snapshot::SnapshotStore;
 use crate::status::Member;
+use crate::threads::Threads;
 use crate::value::Value;
 use crate::wal::{MIN_SEGMENT_BYTES, ReplicaRecord, WalConfig};
 
@@ -77,10 +78,11 @@ impl Mode {
             }
         };
         create(&wal).await?;
-        let snapshots = SnapshotStore::new(REPLICA, wal.clone(), files);
+        let threads = Threads::Pool(tokio::runtime::Handle::current());
+        let snapshots = SnapshotStore::new(REPLICA, wal.clone(), files, threads.clone());
         let shared = Shared::new("group".into(), ValueFactory::of::<Numbers>(None), Arc::new(SystemClock::default()));
-        let machine = Machine::open(shared, snapshots, tokio::runtime::Handle::current()).map_err(io::Error::other)?;
-        Ok((dir, LogStore::new(wal, REPLICA), machine))
+        let machine = Machine::open(shared, snapshots, threads.clone()).map_err(io::Error::other)?;
+        Ok((dir, LogStore::new(wal, REPLICA, threads), machine))
     }
 }
 
@@ -130,7 +132,7 @@ async fn files_are_read_on_a_thread_that_may_wait_and_only_when_they_must_be() {
         wal.append(REPLICA, entries(), Box::new(move |result| drop(done.send(result))));
         appended.await.unwrap().unwrap();
         disk.readers();
-        let mut store = LogStore::new(wal, REPLICA);
+        let mut store = LogStore::new(wal, REPLICA, Threads::Pool(tokio::runtime::Handle::current()));
         assert_eq!(store.try_get_log_entries(10..20).await.unwrap().len(), 10);
         assert_eq!(store.limited_get_log_entries(10, 50).await.unwrap().len(), 40);
         let streamed: Vec<_> = store.entries_stream(0..50).await.try_collect().await.unwrap();

@@ -24,7 +24,7 @@ const FULL_RETRY: Duration = Duration::from_millis(100);
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A batch was written.
     Wrote,
     /// Nothing is to be written.
@@ -35,7 +35,7 @@ pub(super) enum Step {
     Stopped,
 }
 
-pub(super) struct Appender {
+pub(crate) struct Appender {
     shared: Arc<Shared>,
     segments: Segments,
     /// The most that fits into an empty segment, in bytes of a body.
@@ -121,7 +121,7 @@ impl Appender {
     }
 
     /// Writes one batch, if there is one.
-    pub(super) fn step(&mut self) -> Step {
+    pub(crate) fn step(&mut self) -> Step {
         let batch = match self.delayed.take() {
             Some(batch) => batch,
             None => match self.take() {

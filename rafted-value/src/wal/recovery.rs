@@ -65,7 +65,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, dir: &Path, config: &WalConfig) -> Re
     let mut segments = Segments {
         disk,
         dir: dir.to_owned(),
-        salt: salt.or(config.salt).unwrap_or_else(rand::random),
+        salt: salt.or(config.salt).unwrap_or_else(crate::runtime::random),
         segment_bytes: config.segment_bytes,
         reserve: config.reserve_segments,
         used: BTreeMap::new(),
