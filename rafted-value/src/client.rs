@@ -130,6 +130,32 @@ impl GroupClient {
         Err(NotHappened::NoLeader { group: group.to_owned(), waited: timeout }.into())
     }
 
+    /// Gets an encoded query answered by any member, this node's own first, from a value that has at least all that was
+    /// committed `max` before this call; see
+    /// [`UntypedReplica::read_with_staleness`](crate::UntypedReplica::read_with_staleness).
+    pub async fn query_with_staleness(
+        &self,
+        group: &str,
+        query: Bytes,
+        max: Duration,
+        timeout: Duration,
+    ) -> Result<Bytes, QueryError> {
+        let mut search = Search::new(self, group, deadline_in(timeout));
+        search.hint = self.route.local(group).map(|_| self.route.here().to_owned());
+        while let Some((node, patience)) = search.next().await {
+            let body = RequestBody::QueryWithStaleness { max, query: query.clone() };
+            match self.attempt(group, &node, body, patience).await {
+                Outcome::Done(answer) => return Ok(answer),
+                Outcome::Failed(message) => return Err(QueryError::Failed(message)),
+                // It lags, or hears no leader: another member may do better.
+                Outcome::Refused(NotHappened::Stale { .. }) | Outcome::Maybe(_) => search.lost(&node),
+                Outcome::Refused(reason) => return Err(reason.into()),
+                Outcome::Elsewhere { .. } => search.elsewhere(&node, None),
+            }
+        }
+        Err(NotHappened::Stale { group: group.to_owned(), max, waited: timeout }.into())
+    }
+
     async fn attempt(&self, group: &str, node: &str, body: RequestBody, patience: Duration) -> Outcome {
         if node == self.route.here() {
             return match (self.route.local(group), body) {
@@ -137,6 +163,9 @@ impl GroupClient {
                     from_proposal(replica.propose(command, patience).await)
                 }
                 (Some(replica), RequestBody::Query(query)) => from_read(replica.read(query, patience).await),
+                (Some(replica), RequestBody::QueryWithStaleness { max, query }) => {
+                    from_read(replica.read_with_staleness(query, max, patience).await.map_err(ReadError::from))
+                }
                 _ => Outcome::Elsewhere { leader: None },
             };
         }

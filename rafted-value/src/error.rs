@@ -72,6 +72,19 @@ pub enum NotHappened {
         /// The group.
         group: String,
     },
+    /// A member could not prove in time that its value is young enough.
+    #[error(
+        "this member of group {group} could not prove within {waited:?} that it has all that was committed {max:?} \
+         before; retry, allow more, or ask for what any member has"
+    )]
+    Stale {
+        /// The group.
+        group: String,
+        /// How old the answer may be.
+        max: Duration,
+        /// How long it was tried.
+        waited: Duration,
+    },
     /// It cannot be encoded.
     #[error("{0}")]
     Malformed(String),
@@ -113,7 +126,14 @@ impl QueryError {
 impl NotHappened {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NoLeader { .. } | Self::Overloaded { .. } | Self::Stopped { .. } | Self::DiskFull { .. })
+        matches!(
+            self,
+            Self::NoLeader { .. }
+                | Self::Overloaded { .. }
+                | Self::Stopped { .. }
+                | Self::DiskFull { .. }
+                | Self::Stale { .. }
+        )
     }
 }
 

@@ -22,6 +22,7 @@ use crate::any_value::ValueFactory;
 use crate::command::Command;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
+use crate::freshness::{self, Asker, Freshness};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, OpenError, Raft, Shared};
 use crate::membership::{self, members_of, position};
@@ -75,6 +76,7 @@ struct Inner {
     proposals: mpsc::Sender<Proposal>,
     limits: Limits,
     reads: mpsc::Sender<Read>,
+    freshness: Arc<Freshness>,
     /// No fleet places its replicas: members ask each other to be let in.
     is_alone: bool,
     /// The proposer and the reader: they end with this.
@@ -116,17 +118,28 @@ impl UntypedReplica {
             incarnation: spec.incarnation,
             group: group.clone(),
             from: spec.replica,
-            transport,
+            transport: transport.clone(),
         };
         let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone());
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
-            .map_err(|error| StartError::Raft { group, reason: error.to_string() })?;
+            .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
         let (proposals, proposal_queue) = mpsc::channel(spec.config.max_queued_commands());
         let limits = Limits::new(spec.config.max_queued_commands());
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let mut tasks = JoinSet::new();
         runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), proposal_queue));
+        let freshness = Arc::new(Freshness::default());
+        let asker = Asker {
+            raft: raft.clone(),
+            replica: spec.replica,
+            cluster: spec.cluster,
+            incarnation: spec.incarnation,
+            group,
+            reads: reads.clone(),
+            transport,
+        };
+        runtime::spawn_on(&mut tasks, freshness::run(asker, shared.clone(), freshness.clone()));
         let reader = reader::run(raft.clone(), shared.clone(), store.threads().clone(), read_queue);
         runtime::spawn_on(&mut tasks, reader);
         Ok(Self {
@@ -140,6 +153,7 @@ impl UntypedReplica {
                 proposals,
                 limits,
                 reads,
+                freshness,
                 is_alone: spec_is_alone,
                 tasks: Mutex::new(tasks),
             }),
@@ -247,7 +261,7 @@ impl UntypedReplica {
         };
         let ask = async {
             let (answer, answered) = oneshot::channel();
-            self.inner.reads.send(Read { query, answer }).await.map_err(|_| stopped())?;
+            self.inner.reads.send(Read::Query { query, answer }).await.map_err(|_| stopped())?;
             answered.await.unwrap_or_else(|_| Err(stopped()))
         };
         tokio::time::timeout(timeout, ask).await.unwrap_or(Err(ReadError::NotLeader { leader: None }))
@@ -263,6 +277,28 @@ impl UntypedReplica {
                 let group = self.inner.spec.group.clone();
                 Err(NotHappened::Stopped { group, reason: error.to_string() }.into())
             }
+        }
+    }
+
+    /// Answers an encoded query from this replica's own value, once it is proven to have all that was committed `max`
+    /// before the call, by this node's monotonic clock (which stands still while a machine is suspended). `Duration::ZERO`
+    /// makes it linearizable. The proof is the leader's ReadIndex; queries share it, and it is used again while it is
+    /// young enough.
+    pub async fn read_with_staleness(
+        &self,
+        query: Bytes,
+        max: Duration,
+        timeout: Duration,
+    ) -> Result<Bytes, QueryError> {
+        let group = || self.inner.spec.group.clone();
+        let needed = self.inner.shared.monotonic().saturating_sub(max);
+        let reached = self.inner.freshness.reached(needed, self.inner.shared.applied_count());
+        match tokio::time::timeout(timeout, reached).await {
+            Ok(Ok(())) => self.read_any(query).await,
+            Ok(Err(freshness::Crowded)) => {
+                Err(NotHappened::Overloaded { group: group(), queued: freshness::MAX_WAITING }.into())
+            }
+            Err(_) => Err(NotHappened::Stale { group: group(), max, waited: timeout }.into()),
         }
     }
 
@@ -408,6 +444,14 @@ impl UntypedReplica {
                 Err(ReadError::Query(error)) => Err(error).into(),
             },
             RequestBody::QueryAny(query) => self.read_any(query).await.into(),
+            RequestBody::QueryWithStaleness { max, query } => {
+                self.read_with_staleness(query, max, timeout).await.into()
+            }
+            RequestBody::ReadIndex if exact => match freshness::index_of(&self.inner.reads, timeout).await {
+                Ok(entries) => Answer::ReadIndex { entries },
+                Err(ReadError::NotLeader { leader }) => not_leader(leader),
+                Err(ReadError::Query(error)) => Err(error).into(),
+            },
             RequestBody::Hello { founder } => self.hello(request.envelope.from.filter(|_| founder)).await,
             RequestBody::Join { replica, member } if self.inner.is_alone => self.let_in(replica, member).await,
             RequestBody::Append(_)
@@ -415,6 +459,7 @@ impl UntypedReplica {
             | RequestBody::PreVote { .. }
             | RequestBody::TransferLeader { .. }
             | RequestBody::Join { .. }
+            | RequestBody::ReadIndex
             | RequestBody::Snapshot { .. } => Answer::WrongReplica,
         }
     }

@@ -11,6 +11,7 @@ mod client;
 mod group;
 mod membership;
 mod proposer;
+mod freshness;
 mod reader;
 mod network;
 mod log_store;

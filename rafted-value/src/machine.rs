@@ -87,6 +87,11 @@ impl Shared {
         })
     }
 
+    /// This node's monotonic clock.
+    pub(crate) fn monotonic(&self) -> std::time::Duration {
+        self.clock.monotonic()
+    }
+
     /// Applied entries: one above the last index.
     pub(crate) fn applied_count(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()

@@ -39,9 +39,29 @@ impl From<QueryError> for ReadError {
     }
 }
 
-pub(crate) struct Read {
-    pub(crate) query: Bytes,
-    pub(crate) answer: oneshot::Sender<Result<Bytes, ReadError>>,
+/// Who joins a round.
+pub(crate) enum Read {
+    /// An encoded query, answered from the value.
+    Query { query: Bytes, answer: oneshot::Sender<Result<Bytes, ReadError>> },
+    /// How many entries hold all that is committed: what another member needs in order to answer by itself.
+    Index { answer: oneshot::Sender<Result<u64, ReadError>> },
+}
+
+impl Read {
+    fn is_given_up(&self) -> bool {
+        match self {
+            Self::Query { answer, .. } => answer.is_closed(),
+            Self::Index { answer } => answer.is_closed(),
+        }
+    }
+
+    fn refuse(self, refusal: ReadError) {
+        // Whoever asked may have given up.
+        match self {
+            Self::Query { answer, .. } => drop(answer.send(Err(refusal))),
+            Self::Index { answer } => drop(answer.send(Err(refusal))),
+        }
+    }
 }
 
 /// Runs until the queue's senders are gone.
@@ -51,7 +71,7 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
     // that a value that is held by a long command does not gather threads.
     let mut answering: Option<JoinHandle<()>> = None;
     while queue.recv_many(&mut round, MAX_ROUND).await > 0 {
-        round.retain(|read: &Read| !read.answer.is_closed());
+        round.retain(|read: &Read| !read.is_given_up());
         if round.is_empty() {
             continue;
         }
@@ -63,6 +83,10 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
                 continue;
             }
         };
+        answer_indexes(&mut round, index);
+        if round.is_empty() {
+            continue;
+        }
         if !applied_beyond(&raft, &shared, index, &round).await {
             refuse(round.drain(..), ReadError::NotLeader { leader: None });
             continue;
@@ -74,10 +98,22 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
         let (reads, shared) = (std::mem::take(&mut round), shared.clone());
         answering = Some(threads.spawn(move || {
             for read in reads {
-                let answer = shared.query(&read.query).map_err(|message| QueryError::Failed(message).into());
-                let _ = read.answer.send(answer);
+                if let Read::Query { query, answer } = read {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(shared.query(&query).map_err(|message| QueryError::Failed(message).into()));
+                }
             }
         }));
+    }
+}
+
+/// Answers those who want the index alone, and leaves the queries.
+fn answer_indexes(round: &mut Vec<Read>, index: u64) {
+    for read in std::mem::take(round) {
+        match read {
+            Read::Index { answer } => drop(answer.send(Ok(index.saturating_add(1)))),
+            query => round.push(query),
+        }
     }
 }
 
@@ -90,7 +126,7 @@ async fn applied_beyond(raft: &Raft, shared: &Shared, index: u64, round: &[Read]
             biased;
             reached = applied.wait_for(|&count| count > index) => return reached.is_ok(),
             () = tokio::time::sleep(LEADERSHIP_CHECK) => {
-                if !raft.is_leader() || round.iter().all(|read| read.answer.is_closed()) {
+                if !raft.is_leader() || round.iter().all(Read::is_given_up) {
                     return false;
                 }
             }
@@ -113,6 +149,6 @@ fn refusal_of(error: &RaftError<Types, LinearizableReadError<Types>>) -> ReadErr
 
 fn refuse(reads: impl Iterator<Item = Read>, refusal: ReadError) {
     for read in reads {
-        let _ = read.answer.send(Err(refusal.clone()));
+        read.refuse(refusal.clone());
     }
 }

@@ -79,7 +79,16 @@ impl<V: Value> Replica<V> {
 
     /// Reads linearizably, from whichever member this is.
     pub fn query(&self, query: V::Query) -> QueryRequest<V> {
-        QueryRequest { replica: self.clone(), query, timeout: DEFAULT_TIMEOUT }
+        QueryRequest { replica: self.clone(), query, max_staleness: None, timeout: DEFAULT_TIMEOUT }
+    }
+
+    /// Reads this member's own value, or another member's, that has at least every command which was acknowledged `max`
+    /// before this call. It costs no round trip while this member's last proof of that is younger than `max`, and
+    /// otherwise one to the leader, which everybody who waits here shares; `Duration::ZERO` is linearizable. The time is
+    /// measured by the answering member's own monotonic clock, so that wrong wall clocks do no harm; while that machine
+    /// is suspended, its time stands still.
+    pub fn query_with_staleness(&self, query: V::Query, max: Duration) -> QueryRequest<V> {
+        QueryRequest { replica: self.clone(), query, max_staleness: Some(max), timeout: DEFAULT_TIMEOUT }
     }
 
     /// Reads what this member has applied: it may be old, and it answers without a majority.
@@ -245,6 +254,8 @@ impl<V: Value> IntoFuture for CommandRequest<V> {
 pub struct QueryRequest<V: Value> {
     replica: Replica<V>,
     query: V::Query,
+    /// `None` for a linearizable answer from the leader.
+    max_staleness: Option<Duration>,
     timeout: Duration,
 }
 
@@ -259,7 +270,10 @@ impl<V: Value> QueryRequest<V> {
         let malformed = |error: crate::wire::WireError| NotHappened::Malformed(error.to_string());
         let bytes = encode_query::<V>(&self.query).map_err(malformed)?;
         let inner = &self.replica.inner;
-        let answer = inner.client.query(&inner.group, bytes, self.timeout).await?;
+        let answer = match self.max_staleness {
+            None => inner.client.query(&inner.group, bytes, self.timeout).await?,
+            Some(max) => inner.client.query_with_staleness(&inner.group, bytes, max, self.timeout).await?,
+        };
         decode_answer::<V>(&answer).map_err(|error| malformed(error).into())
     }
 }

@@ -79,6 +79,14 @@ pub(crate) enum RequestBody {
     Query(Bytes),
     /// An encoded query of the value, for whoever gets it.
     QueryAny(Bytes),
+    /// An encoded query of the value, for any replica whose value is proven to have all that was committed that long
+    /// before the query arrived.
+    QueryWithStaleness {
+        max: std::time::Duration,
+        query: Bytes,
+    },
+    /// For the leader: how many entries hold all that is committed now?
+    ReadIndex,
     /// Who are you, and do you know members? From the founder, it also asks for the promise that nobody else founds.
     Hello {
         founder: bool,
@@ -123,6 +131,9 @@ pub(crate) enum Answer {
         vote: Vote,
     },
     Reply(Bytes),
+    ReadIndex {
+        entries: u64,
+    },
     Hello {
         replica: u64,
         node: u64,
@@ -164,6 +175,7 @@ impl Request {
         let size = match &self.body {
             RequestBody::Append(append) => append.entries.iter().map(|(_, _, payload)| payload.len() + 20).sum(),
             RequestBody::Command(bytes) | RequestBody::Query(bytes) | RequestBody::QueryAny(bytes) => bytes.len(),
+            RequestBody::QueryWithStaleness { query, .. } => query.len(),
             _ => 64,
         };
         let mut writer = Writer::with_capacity(size + 160 + self.envelope.group.len());
@@ -230,6 +242,12 @@ impl RequestBody {
             Self::Command(bytes) => write_raw(writer, 6, bytes),
             Self::Query(bytes) => write_raw(writer, 7, bytes),
             Self::QueryAny(bytes) => write_raw(writer, 8, bytes),
+            Self::QueryWithStaleness { max, query } => {
+                writer.u8(20);
+                write_duration(writer, *max);
+                writer.raw(query);
+            }
+            Self::ReadIndex => writer.u8(21),
             Self::Hello { founder } => {
                 writer.u8(9);
                 writer.u8(u8::from(*founder));
@@ -272,6 +290,11 @@ impl RequestBody {
             6 => return Ok(Self::Command(reader.rest())),
             7 => return Ok(Self::Query(reader.rest())),
             8 => return Ok(Self::QueryAny(reader.rest())),
+            20 => {
+                let max = read_duration(&mut reader)?;
+                return Ok(Self::QueryWithStaleness { max, query: reader.rest() });
+            }
+            21 => Self::ReadIndex,
             9 => Self::Hello { founder: read_bool(&mut reader)? },
             10 => Self::Join { replica: reader.u64()?, member: Member::read(&mut reader)? },
             _ => return Err(reader.malformed()),
@@ -356,6 +379,10 @@ impl Answer {
                 write_vote(&mut writer, vote);
             }
             Self::Reply(bytes) => write_raw(&mut writer, 10, bytes),
+            Self::ReadIndex { entries } => {
+                writer.u8(20);
+                writer.u64(*entries);
+            }
             Self::Hello { replica, node, initialized } => {
                 writer.u8(11);
                 writer.u64(*replica);
@@ -411,6 +438,7 @@ impl Answer {
             9 => Self::Snapshot { vote: read_vote(&mut reader)? },
             10 => return Ok(Self::Reply(reader.rest())),
             11 => Self::Hello { replica: reader.u64()?, node: reader.u64()?, initialized: read_bool(&mut reader)? },
+            20 => Self::ReadIndex { entries: reader.u64()? },
             12 => Self::Done,
             13 => Self::WrongReplica,
             14 => Self::NotLeader { leader: reader.option(|reader| Ok((reader.u64()?, Member::read(reader)?)))? },
@@ -454,6 +482,12 @@ fn write_not_happened(writer: &mut Writer, reason: &NotHappened) {
             writer.u8(6);
             writer.str(group);
         }
+        NotHappened::Stale { group, max, waited } => {
+            writer.u8(20);
+            writer.str(group);
+            write_duration(writer, *max);
+            write_duration(writer, *waited);
+        }
     }
 }
 
@@ -465,6 +499,9 @@ fn read_not_happened(reader: &mut Reader) -> Result<NotHappened, Malformed> {
         4 => NotHappened::Stopped { group: reader.string()?, reason: reader.string()? },
         5 => NotHappened::Malformed(reader.string()?),
         6 => NotHappened::DiskFull { group: reader.string()? },
+        20 => {
+            NotHappened::Stale { group: reader.string()?, max: read_duration(reader)?, waited: read_duration(reader)? }
+        }
         _ => return Err(reader.malformed()),
     })
 }

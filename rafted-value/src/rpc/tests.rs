@@ -44,6 +44,8 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::Command(Bytes::from_static(b"command")),
         RequestBody::Query(Bytes::from_static(b"query")),
         RequestBody::QueryAny(Bytes::new()),
+        RequestBody::QueryWithStaleness { max: std::time::Duration::from_millis(7), query: Bytes::from_static(b"q") },
+        RequestBody::ReadIndex,
         RequestBody::Hello { founder: true },
         RequestBody::Join { replica: 5, member: member() },
     ]

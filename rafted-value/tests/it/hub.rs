@@ -18,6 +18,8 @@ pub struct Hub {
     aliases: Arc<Mutex<BTreeMap<(String, u64), u64>>>,
     /// By sender and receiver: requests that were answered with "not hosted here".
     strangers: Arc<Mutex<BTreeMap<(String, String), u64>>>,
+    /// By sender and receiver: requests that were sent.
+    sent: Arc<Mutex<BTreeMap<(String, String), u64>>>,
 }
 
 /// Where a request says for which replica it is.
@@ -69,6 +71,11 @@ impl Hub {
         self.strangers.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
     }
 
+    /// How many requests `from` has sent to `to`.
+    pub fn sent(&self, from: &str, to: &str) -> u64 {
+        self.sent.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
+    }
+
     fn aliased(&self, node: &str, request: Bytes) -> Bytes {
         let to = request.get(TO_AT).and_then(|to| to.try_into().ok()).map_or(0, u64::from_le_bytes);
         let Some(own) = self.aliases.lock().unwrap().get(&(node.to_owned(), to)).copied() else { return request };
@@ -106,6 +113,7 @@ impl Transport for Link {
         let (hub, here, node) = (self.hub.clone(), self.here.clone(), node.to_owned());
         Box::pin(async move {
             let Some(replica) = hub.target(&here, &node, &request)? else { return Ok(wrong_replica()) };
+            *hub.sent.lock().unwrap().entry((here.clone(), node.clone())).or_default() += 1;
             let request = hub.aliased(&node, request);
             let answer = tokio::time::timeout(timeout, replica.handle(request, timeout)).await;
             let answer = answer.map_err(|_| TransportError::Lost(format!("{timeout:?} passed")))?;

@@ -8,3 +8,4 @@ mod hub;
 mod identity;
 mod quic;
 mod stale;
+mod staleness;

@@ -17,6 +17,8 @@ const THREE: [&str; 3] = ["n1", "n2", "n3"];
 enum Way {
     /// As the library does.
     ReadIndex,
+    /// Any member's own value, by a proof that is younger than the question.
+    NoStaleness,
     /// What must be caught: whoever takes itself for the leader answers from memory.
     LeadersMemory,
 }
@@ -28,6 +30,12 @@ impl Way {
             Self::ReadIndex => {
                 let query = encode_query::<Journal>(&Query::All).unwrap();
                 let answer = replica.read(query, Duration::from_millis(200)).await.ok()?;
+                Some(decode_answer::<Journal>(&answer).unwrap().len())
+            }
+            Self::NoStaleness => {
+                let query = encode_query::<Journal>(&Query::All).unwrap();
+                let timeout = Duration::from_millis(200);
+                let answer = replica.read_with_staleness(query, Duration::ZERO, timeout).await.ok()?;
                 Some(decode_answer::<Journal>(&answer).unwrap().len())
             }
             Self::LeadersMemory => {
@@ -158,6 +166,11 @@ async fn rounds(way: Way, number: usize) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_read_is_stale_when_a_voter_restarts_between_the_cut_and_the_write() {
     assert_eq!(rounds(Way::ReadIndex, 9).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_of_a_members_own_value_without_staleness_is_stale() {
+    assert_eq!(rounds(Way::NoStaleness, 6).await, 0);
 }
 
 /// That the rounds above would see a stale read: a leader that answers from memory is caught.
