@@ -12,6 +12,7 @@
 //! The user's code gets the present value by reference; what it answers is put in place after it has returned,
 //! so that one that panics has changed nothing.
 
+mod pieces;
 mod keys;
 mod clients;
 mod archive;
@@ -22,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rafted_value::rkyv::{Archive, Deserialize, Serialize};
-use rafted_value::{Context, LogTime, Value, decode, encode};
+use rafted_value::{Context, LogTime, PieceError, PieceReader, PieceWriter, UpgradeError, Value, decode, encode};
 
 use self::clients::{Clients, Kept, Verdict};
 use self::keys::Keys;
@@ -100,6 +101,14 @@ impl<K: KeyedValue> Value for Shard<K> {
             ShardQuery::Accounts => ShardAnswer::Accounts(self.accounts(context)),
             ShardQuery::Stats => ShardAnswer::Stats(self.stats()),
         }
+    }
+
+    fn write_pieces(&self, pieces: &mut PieceWriter<'_>) -> Result<(), PieceError> {
+        pieces::write(self, pieces)
+    }
+
+    fn read_pieces(version: u32, pieces: &mut PieceReader<'_>) -> Result<Self, UpgradeError> {
+        pieces::read(version, pieces)
     }
 }
 
@@ -382,8 +391,16 @@ mod tests {
         }
     }
 
+    fn pieces(shard: &Shard<Note>) -> Vec<Vec<u8>> {
+        let mut list = Vec::new();
+        shard.write_pieces(&mut PieceWriter::to_list(&mut list)).unwrap();
+        list
+    }
+
+    /// As a replica that has just been restored has it.
     fn reread(shard: &Shard<Note>) -> Shard<Note> {
-        decode(&encode(shard).unwrap()).unwrap()
+        let mut list = pieces(shard).into_iter();
+        Shard::read_pieces(<Shard<Note> as Value>::VERSION, &mut PieceReader::of_list(&mut list)).unwrap()
     }
 
     #[test]
@@ -579,10 +596,39 @@ mod tests {
             write(&mut shard, 0, &format!("k{number}"), "before");
         }
         let frozen = shard.clone();
-        let bytes = encode(&frozen).unwrap();
+        let before = pieces(&frozen);
         for number in 0..1_000 {
             write(&mut shard, 0, &format!("k{number}"), "after");
         }
-        assert_eq!(&encode(&frozen).unwrap()[..], &bytes[..]);
+        assert_eq!(pieces(&frozen), before);
+    }
+
+    #[test]
+    fn a_large_shard_is_written_in_small_pieces_and_read_again() {
+        let mut shard = serving(HashRange::ALL);
+        for number in 0..5_000 {
+            let text = "x".repeat(number % 300);
+            let until = 10_000 + number as u64;
+            let command = NoteCommand::WriteUntil(text, until);
+            let once = (number % 3 == 0).then(|| Once { client: "c".into(), serial: 1, fingerprint: 1 });
+            at(&mut shard, 5, ShardCommand::Run(Run { once, ..run(&format!("a{}/k{number}", number % 7), command) }));
+        }
+        let list = pieces(&shard);
+        let largest = list.iter().map(Vec::len).max().unwrap();
+        assert!(list.len() > 5 && largest < 512 << 10, "{} pieces, the largest has {largest} bytes", list.len());
+        let again = reread(&shard);
+        assert_eq!(pieces(&again), list);
+        let context = Context::new(LogTime::from_millis(5), 1, None);
+        assert_eq!(again.stats(), shard.stats());
+        assert_eq!(again.accounts(&context), shard.accounts(&context));
+        assert_eq!(again.next_deadline(), shard.next_deadline());
+        assert!(again.iter().eq(shard.iter()));
+    }
+
+    #[test]
+    fn pieces_of_another_version_are_refused() {
+        let mut list = pieces(&serving(HashRange::ALL)).into_iter();
+        let error = Shard::<Note>::read_pieces(9, &mut PieceReader::of_list(&mut list)).unwrap_err();
+        assert!(matches!(error, UpgradeError::UnknownVersion { found: 9, .. }), "{error}");
     }
 }

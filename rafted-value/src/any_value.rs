@@ -2,13 +2,13 @@
 //! runs under `catch_unwind` here and nowhere else.
 
 use std::any::Any;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::value::{Context, UpgradeError, Value, read_command, read_value};
+use crate::pieces::{PieceError, PieceReader, PieceSink, PieceSource, PieceWriter};
+use crate::value::{Context, UpgradeError, Value, read_command};
 use crate::wire::{decode, encode};
 
 /// Why a command has no reply.
@@ -27,12 +27,13 @@ pub(crate) trait AnyValue: Send + Sync {
     fn query(&self, context: &Context<'_>, query: &[u8]) -> Result<Bytes, String>;
     /// A copy that further commands do not change.
     fn freeze(&self) -> Box<dyn AnyValue>;
-    fn encode(&self) -> io::Result<Bytes>;
+    /// Writes it into a snapshot.
+    fn write_pieces(&self, sink: &mut dyn PieceSink) -> Result<(), PieceError>;
     fn version(&self) -> u32;
     fn as_any(&self) -> &dyn Any;
 }
 
-type Restore = fn(u32, &[u8]) -> Result<Box<dyn AnyValue>, UpgradeError>;
+type Restore = fn(u32, &mut dyn PieceSource) -> Result<Box<dyn AnyValue>, UpgradeError>;
 
 /// Makes values of one type, empty or from a snapshot.
 #[derive(Clone)]
@@ -48,9 +49,9 @@ impl ValueFactory {
     pub fn of<V: Value>(environment: Option<Arc<dyn Any + Send + Sync>>) -> Self {
         Self {
             create: || Box::new(Typed(V::default())),
-            restore: |version, bytes| {
-                let value: V = read_value(version, bytes)?;
-                Ok(Box::new(Typed(value)))
+            restore: |version, source| {
+                let read = contained(|| V::read_pieces(version, &mut PieceReader::new(source)));
+                Ok(Box::new(Typed(read.map_err(PieceError::Failed)??)))
             },
             // Of this version, it is read when it is applied.
             can_read: |version, bytes| {
@@ -64,8 +65,13 @@ impl ValueFactory {
         (self.create)()
     }
 
-    pub(crate) fn restore(&self, version: u32, bytes: &[u8]) -> Result<Box<dyn AnyValue>, UpgradeError> {
-        (self.restore)(version, bytes)
+    /// Reads a value of any version from a snapshot.
+    pub(crate) fn restore(
+        &self,
+        version: u32,
+        source: &mut dyn PieceSource,
+    ) -> Result<Box<dyn AnyValue>, UpgradeError> {
+        (self.restore)(version, source)
     }
 
     /// Whether a command may be logged: one that this program cannot read would stop it.
@@ -112,9 +118,8 @@ impl<V: Value> AnyValue for Typed<V> {
         Box::new(Self(self.0.clone()))
     }
 
-    fn encode(&self) -> io::Result<Bytes> {
-        // The aligned buffer is kept as it is: a copy would double the memory of a large snapshot.
-        encode(&self.0).map(Bytes::from_owner).map_err(io::Error::other)
+    fn write_pieces(&self, sink: &mut dyn PieceSink) -> Result<(), PieceError> {
+        contained(|| self.0.write_pieces(&mut PieceWriter::new(sink))).map_err(PieceError::Failed)?
     }
 
     fn version(&self) -> u32 {

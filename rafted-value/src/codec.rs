@@ -63,6 +63,10 @@ impl Writer {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub(crate) fn into_bytes(self) -> Bytes {
         Bytes::from(self.bytes)
     }
@@ -136,6 +140,10 @@ impl Reader {
             1 => read(self).map(Some),
             _ => Err(self.malformed()),
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     pub(crate) fn rest(self) -> Bytes {

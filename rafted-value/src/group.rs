@@ -24,7 +24,7 @@ use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::freshness::{self, Asker, Freshness};
 use crate::log_store::LogStore;
-use crate::machine::{Machine, OpenError, Raft, Shared};
+use crate::machine::{Machine, Raft, Shared};
 use crate::membership::{self, members_of, position};
 use crate::network::Network;
 use crate::openraft_types::{Vote, decode_payload, entry};
@@ -32,7 +32,7 @@ use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
 use crate::reader::{self, Read, ReadError};
 use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
 use crate::runtime;
-use crate::snapshot::SnapshotStore;
+use crate::snapshot::{ReadError as SnapshotError, SnapshotStore};
 use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
 use crate::store::{Running, Store};
 use crate::transport::{Body, BoxFuture, Handler, Transport};
@@ -103,10 +103,11 @@ impl UntypedReplica {
         let machine = opened
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?
             .map_err(|error| match error {
-                OpenError::Damaged(reason) => StartError::Damaged { group: group.clone(), reason },
-                OpenError::Unreadable(error) => {
+                SnapshotError::Damaged(reason) => StartError::Damaged { group: group.clone(), reason },
+                SnapshotError::Unreadable(error) => {
                     StartError::Unreadable { group: group.clone(), reason: error.to_string() }
                 }
+                SnapshotError::Io(error) => StartError::Damaged { group: group.clone(), reason: error.to_string() },
             })?;
         let config = spec
             .config

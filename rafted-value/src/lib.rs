@@ -35,6 +35,7 @@ mod transport;
 mod threads;
 mod runtime;
 mod value;
+mod pieces;
 mod wire;
 
 pub use crate::any_value::ValueFactory;
@@ -49,6 +50,7 @@ pub use crate::error::{
 };
 pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
 pub use crate::membership::MAX_CATCH_UP_LAG;
+pub use crate::pieces::{PieceError, PieceReader, PieceWriter};
 pub use crate::proposer::ProposeError;
 #[cfg(feature = "quic")]
 pub use crate::quic::{QuicTransport, serve};

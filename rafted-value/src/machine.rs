@@ -3,7 +3,7 @@
 //! ```text
 //! openraft --entries--> Machine --hop--> apply threads: sessions.judge -> value.command -> sessions.record -> reply
 //!                          |                                 (catch_unwind around the user's code)
-//!                          '--snapshot--> freeze under the lock, encode and write outside it
+//!                          '--snapshot--> freeze under the lock, write in pieces outside it
 //! ```
 //!
 //! User code never runs on the threads of raft and network, and never under `catch_unwind`'s absence.
@@ -22,9 +22,9 @@ use crate::clock::{Clock, next_stamp};
 use crate::command::Command;
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::session::{Sessions, Verdict};
-use crate::snapshot::{Prepared, SnapshotBody, SnapshotContent, SnapshotStore};
+use crate::snapshot::{Content, ReadError, SnapshotBody, SnapshotStore};
 use crate::threads::Threads;
-use crate::value::{Context, LogTime, UpgradeError};
+use crate::value::{Context, LogTime};
 
 /// The alias that is not in `openraft_types.rs`: it names the machine, which uses those.
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -206,9 +206,10 @@ impl Shared {
         Ok(applied)
     }
 
-    fn freeze(&self) -> FrozenState {
+    /// The state as it is, to be written while commands go on. They wait for the copy, not for the writing.
+    fn freeze(&self) -> Content {
         let state = self.read();
-        FrozenState {
+        Content {
             meta: SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() },
             log_time: state.log_time,
             sessions: state.sessions.clone(),
@@ -217,35 +218,25 @@ impl Shared {
     }
 
     /// Replaces everything by a snapshot.
-    fn restore(&self, content: SnapshotContent, value: Box<dyn AnyValue>) {
-        let mut state = self.write();
-        *state = State {
-            value,
+    fn restore(&self, content: Content) {
+        let next = State {
+            value: content.value,
             sessions: content.sessions,
             applied: content.meta.last_log_id,
             membership: content.meta.last_membership,
             log_time: content.log_time,
         };
+        let applied = next.applied.map_or(0, |id| id.index + 1);
+        let old = std::mem::replace(&mut *self.write(), next);
         self.remember_stamp(content.log_time);
-        let applied = state.applied.map_or(0, |id| id.index + 1);
-        drop(state);
         self.applied.send_replace(applied);
+        // Outside the lock: a large value takes its time.
+        drop(old);
     }
 }
 
 /// Above this, applying one batch is worth a warning.
 const SLOW_APPLY: std::time::Duration = std::time::Duration::from_millis(200);
-
-/// Why a replica's snapshot cannot be taken up again.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    /// It is not what was written.
-    #[error("{0}")]
-    Damaged(String),
-    /// Another version of the program wrote it.
-    #[error("{0}")]
-    Unreadable(UpgradeError),
-}
 
 /// openraft's state machine.
 pub(crate) struct Machine {
@@ -256,10 +247,9 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Restores the newest snapshot, where there is one.
-    pub(crate) fn open(shared: Arc<Shared>, snapshots: SnapshotStore, threads: Threads) -> Result<Self, OpenError> {
-        if let Some(content) = snapshots.load().map_err(|error| OpenError::Damaged(error.to_string()))? {
-            let value = shared.factory.restore(content.version, &content.value).map_err(OpenError::Unreadable)?;
-            shared.restore(content, value);
+    pub(crate) fn open(shared: Arc<Shared>, snapshots: SnapshotStore, threads: Threads) -> Result<Self, ReadError> {
+        if let Some(content) = snapshots.load(&shared.factory)? {
+            shared.restore(content);
         }
         Ok(Self { shared, snapshots, threads })
     }
@@ -312,13 +302,13 @@ impl RaftStateMachine<Types> for Machine {
         if let Err(error) = &content {
             tracing::error!(group = %self.shared.group, %error, "the value cannot be copied for a snapshot");
         }
-        Builder { content: content.ok(), snapshots: self.snapshots.clone(), threads: self.threads.clone() }
+        Builder { content: content.ok(), snapshots: self.snapshots.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
-        let Prepared { content, value } = self.snapshots.install(body, &self.shared.factory).await?;
+        let content = self.snapshots.install(body, &self.shared.factory).await?;
         let shared = self.shared.clone();
-        self.on_apply_threads(move || shared.restore(content, value)).await
+        self.on_apply_threads(move || shared.restore(content)).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
@@ -327,41 +317,22 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-/// The state as it was at one entry, to be encoded while commands go on.
-struct FrozenState {
-    meta: SnapshotMeta,
-    log_time: LogTime,
-    sessions: Sessions,
-    value: Box<dyn AnyValue>,
-}
-
-impl FrozenState {
-    fn encode(self) -> io::Result<Bytes> {
-        let (version, value) = (self.value.version(), self.value.encode()?);
-        let Self { meta, log_time, sessions, .. } = self;
-        Ok(SnapshotContent { meta, log_time, sessions, version, value }.encode())
-    }
-}
-
 /// Builds one snapshot.
 pub(crate) struct Builder {
     /// Taken by the one call that builds.
-    content: Option<FrozenState>,
+    content: Option<Content>,
     snapshots: SnapshotStore,
-    threads: Threads,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBody;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let Some(frozen) = self.content.take() else {
+        let Some(content) = self.content.take() else {
             return Err(io::Error::other("there is no state to build this snapshot from"));
         };
-        let meta = frozen.meta.clone();
-        let encode = move || frozen.encode();
-        let encoded = self.threads.run(encode).await??;
-        let snapshot = self.snapshots.save(&meta, encoded).await?;
+        let meta = content.meta.clone();
+        let snapshot = self.snapshots.save(content).await?;
         Ok(Snapshot { meta, snapshot })
     }
 }

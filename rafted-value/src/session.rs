@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,9 @@ struct Record {
     key_hash: u32,
     reply: Bytes,
 }
+
+/// Sessions are written into a snapshot in pieces of about this size.
+const PIECE_BYTES: usize = 64 << 10;
 
 const SESSION_ITSELF: u64 = u64::MAX;
 
@@ -136,8 +140,9 @@ impl Sessions {
         }
     }
 
-    pub(crate) fn write(&self, writer: &mut Writer) {
-        writer.length(self.sessions.len());
+    /// Writes them in pieces, each of whole sessions: some [`PIECE_BYTES`], or one session that is larger.
+    pub(crate) fn write_pieces(&self, mut put: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut writer = Writer::default();
         for (id, session) in &self.sessions {
             writer.u128(id.0);
             writer.u64(session.low_water);
@@ -149,29 +154,34 @@ impl Sessions {
                 writer.u32(record.key_hash);
                 writer.slice(&record.reply);
             }
+            if writer.len() >= PIECE_BYTES {
+                put(&std::mem::take(&mut writer).into_bytes())?;
+            }
         }
+        if writer.len() == 0 { Ok(()) } else { put(&writer.into_bytes()) }
     }
 
-    pub(crate) fn read(reader: &mut Reader) -> Result<Self, Malformed> {
-        let mut sessions = Self::default();
-        for _ in 0..reader.count(36)? {
+    /// Reads one piece, in addition to those before it.
+    pub(crate) fn read_piece(&mut self, piece: &[u8]) -> Result<(), Malformed> {
+        let mut reader = Reader::new(Bytes::copy_from_slice(piece), "sessions of a snapshot");
+        while !reader.is_empty() {
             let id = SessionId(reader.u128()?);
             let low_water = reader.u64()?;
             let until = LogTime::from_millis(reader.u64()?);
-            sessions.expiry.insert((until, id, SESSION_ITSELF));
+            self.expiry.insert((until, id, SESSION_ITSELF));
             let mut records = BTreeMap::new();
             for _ in 0..reader.count(24)? {
                 let serial = reader.u64()?;
                 let not_after = LogTime::from_millis(reader.u64()?);
                 let key_hash = reader.u32()?;
-                // Copied: a slice would keep the whole snapshot in memory.
+                // Copied: a slice would keep the whole piece in memory.
                 let reply = Bytes::copy_from_slice(&reader.slice()?);
-                sessions.expiry.insert((not_after, id, serial));
+                self.expiry.insert((not_after, id, serial));
                 records.insert(serial, Record { not_after, key_hash, reply });
             }
-            sessions.sessions.insert(id, Session { low_water, until, records });
+            self.sessions.insert(id, Session { low_water, until, records });
         }
-        Ok(sessions)
+        Ok(())
     }
 
     #[cfg(test)]
@@ -339,10 +349,9 @@ mod tests {
         for serial in 3..40 {
             run(&mut sessions, id(serial, serial / 2, 100 + serial), 1);
         }
-        let mut writer = Writer::default();
-        sessions.write(&mut writer);
-        let mut reader = Reader::new(writer.into_bytes(), "sessions");
-        assert_eq!(Sessions::read(&mut reader).unwrap(), sessions);
+        let mut again = Sessions::default();
+        sessions.write_pieces(|piece| again.read_piece(piece).map_err(io::Error::other)).unwrap();
+        assert_eq!(again, sessions);
     }
 
     #[tokio::test]

@@ -1,197 +1,218 @@
 //! Snapshots of a replica: one checksummed file each, or, when small, a record of the log.
 //!
 //! ```text
-//! "rvsnap" 0 format | version u32 | log time u64 | meta | sessions | value .. | CRC32C u32
+//! value --pieces--> frames (format.rs) --> a file of its own, or the log (file.rs) --> pointer in the log
 //! ```
 //!
-//! A file becomes the snapshot in this order, and a crash between any two leaves the old one in place:
-//! written under a name of its own, synced, renamed, the directory synced, then the pointer record in the log,
-//! synced; only then the old file goes.
+//! A file becomes the snapshot in this order, and a crash between any two leaves the old one in place: written under a
+//! name of its own, synced, renamed, the directory synced, then the pointer record in the log, synced; only then the old
+//! file goes, and not before its last reader.
+//!
+//! Neither writing nor reading holds more of a snapshot in memory than one piece of the value and one buffer, as far as
+//! there are files.
+
+mod format;
+mod file;
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use rkyv::util::AlignedVec;
 
+use self::file::{Files, SnapshotFile, Source, Spool};
+use self::format::{FrameReader, FrameWriter, Head, Kind};
 use crate::any_value::{AnyValue, ValueFactory};
 use crate::codec::{Reader, Writer};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::openraft_types::SnapshotMeta;
+use crate::pieces::{PieceError, PieceSink, PieceSource};
 use crate::rpc::{read_snapshot_meta, write_snapshot_meta};
+use crate::runtime;
 use crate::session::Sessions;
 use crate::threads::Threads;
 use crate::transport::Body;
-use crate::value::LogTime;
+use crate::value::{LogTime, UpgradeError};
 use crate::wal::{Position, SnapshotPointer, Wal};
 
-const MAGIC: [u8; 8] = *b"rvsnap\0\x01";
-const CHECKSUM_BYTES: usize = 4;
-/// Smaller snapshots live in the log: a file of their own would cost three syncs.
-const MAX_INLINE_BYTES: usize = 64 << 10;
-/// Sent and read in pieces of this size.
+/// Sent in chunks of this size.
 const CHUNK_BYTES: usize = 256 << 10;
-/// What a sender may make this node write before the checksum is judged.
+/// What a sender may make this node write before the checksums are judged.
 const MAX_SNAPSHOT_BYTES: u64 = 64 << 30;
 /// How often a full disk is asked again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
-/// The ending of files that are not yet snapshots.
-const UNFINISHED: &str = ".tmp";
 
-/// What a snapshot says.
-#[derive(Debug)]
-pub(crate) struct SnapshotContent {
+/// A replica's state at one entry.
+pub(crate) struct Content {
     pub(crate) meta: SnapshotMeta,
     pub(crate) log_time: LogTime,
     pub(crate) sessions: Sessions,
-    /// The value's version.
-    pub(crate) version: u32,
-    /// The encoded value.
-    pub(crate) value: Bytes,
+    pub(crate) value: Box<dyn AnyValue>,
 }
 
-impl SnapshotContent {
-    pub(crate) fn encode(&self) -> Bytes {
-        let mut writer = Writer::default();
-        writer.raw(&MAGIC);
-        writer.u32(self.version);
-        writer.u64(self.log_time.as_millis());
-        write_snapshot_meta(&mut writer, &self.meta);
-        self.sessions.write(&mut writer);
-        let head = writer.into_bytes();
-        let mut bytes = BytesMut::with_capacity(head.len() + self.value.len() + CHECKSUM_BYTES);
-        bytes.put_slice(&head);
-        bytes.put_slice(&self.value);
-        let checksum = crc32c::crc32c(&bytes);
-        bytes.put_u32_le(checksum);
-        bytes.freeze()
+/// Why a snapshot cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// It is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// Another version of the program wrote it.
+    #[error("{0}")]
+    Unreadable(UpgradeError),
+    /// The file cannot be read.
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::InvalidData { Self::Damaged(error.to_string()) } else { Self::Io(error) }
+    }
+}
+
+impl From<ReadError> for io::Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => error,
+            other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+        }
+    }
+}
+
+impl Content {
+    /// Writes it piece by piece. User code runs here, for as long as the value is large.
+    fn write(&self, id: u64, spool: Spool) -> io::Result<Spool> {
+        let mut frames = FrameWriter::begin(spool, id)?;
+        let head = Head { version: self.value.version(), log_time: self.log_time, meta: self.meta.clone() };
+        frames.piece(Kind::Head, &head.encode())?;
+        self.sessions.write_pieces(|piece| frames.piece(Kind::Sessions, piece))?;
+        let mut sink = ValueSink { frames, failed: None };
+        let written = self.value.write_pieces(&mut sink);
+        match (sink.failed, written) {
+            // Whatever the user's code made of it.
+            (Some(error), _) => Err(error),
+            (None, Err(error)) => Err(io::Error::other(error)),
+            (None, Ok(())) => sink.frames.end(),
+        }
     }
 
-    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, String> {
-        let body_bytes = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or("it is cut short")?;
-        let (body, checksum) = (bytes.slice(..body_bytes), &bytes[body_bytes..]);
-        if crc32c::crc32c(&body).to_le_bytes() != checksum {
-            return Err("its checksum does not match".into());
+    /// Reads all of it, and judges every byte.
+    fn read(source: &Source, factory: &ValueFactory) -> Result<Self, ReadError> {
+        let mut frames = FrameReader::begin(source.reader())?;
+        let malformed = |error: crate::codec::Malformed| ReadError::Damaged(error.to_string());
+        let mut buffer = AlignedVec::new();
+        frames.piece(Kind::Head, &mut buffer)?;
+        let Head { version, log_time, meta } = Head::decode(&buffer).map_err(malformed)?;
+        let mut sessions = Sessions::default();
+        while frames.peek()? == Kind::Sessions {
+            buffer.clear();
+            frames.piece(Kind::Sessions, &mut buffer)?;
+            sessions.read_piece(&buffer).map_err(malformed)?;
         }
-        if body.get(..6) == MAGIC.get(..6) && body.get(..8) != Some(&MAGIC) {
-            return Err("it has a newer format than this program knows; upgrade the program".into());
+        drop(buffer);
+        let mut source = ValueSource { frames, failed: None };
+        let value = factory.restore(version, &mut source);
+        if let Some(error) = source.failed {
+            return Err(error.into());
         }
-        let body = body.strip_prefix(&MAGIC).map(|rest| body.slice_ref(rest)).ok_or("it is no snapshot")?;
-        let mut reader = Reader::new(body, "snapshot");
-        let mut read = || {
-            let version = reader.u32()?;
-            let log_time = LogTime::from_millis(reader.u64()?);
-            let meta = read_snapshot_meta(&mut reader)?;
-            Ok((version, log_time, meta, Sessions::read(&mut reader)?))
+        let value = value.map_err(ReadError::Unreadable)?;
+        source.frames.end()?;
+        Ok(Self { meta, log_time, sessions, value })
+    }
+}
+
+/// The value's pieces on their way into frames.
+struct ValueSink {
+    frames: FrameWriter<Spool>,
+    failed: Option<io::Error>,
+}
+
+impl PieceSink for ValueSink {
+    fn put(&mut self, piece: &[u8]) -> Result<(), PieceError> {
+        let written = match &self.failed {
+            None => self.frames.piece(Kind::Value, piece),
+            Some(_) => return Err(PieceError::Failed("an earlier piece was not written".into())),
         };
-        let (version, log_time, meta, sessions) = read().map_err(|error: crate::codec::Malformed| error.to_string())?;
-        Ok(Self { meta, log_time, sessions, version, value: reader.rest() })
+        written.map_err(|error| {
+            let message = format!("a piece was not written: {error}");
+            self.failed = Some(error);
+            PieceError::Failed(message)
+        })
     }
 }
 
-/// A snapshot's bytes, wherever they are.
-#[derive(Clone)]
-enum Source {
-    Inline(Bytes),
-    File(Arc<SnapshotFile>),
+/// The value's pieces on their way out of frames.
+struct ValueSource {
+    frames: FrameReader<file::SourceReader>,
+    failed: Option<io::Error>,
+}
+
+impl PieceSource for ValueSource {
+    fn take(&mut self, buffer: &mut AlignedVec) -> Result<bool, PieceError> {
+        let mut taken = || {
+            let found = self.frames.peek()? == Kind::Value;
+            if found {
+                self.frames.piece(Kind::Value, buffer)?;
+            }
+            Ok(found)
+        };
+        taken().map_err(|error: io::Error| {
+            let message = format!("a piece was not read: {error}");
+            self.failed.get_or_insert(error);
+            PieceError::Failed(message)
+        })
+    }
 }
 
 /// A snapshot that openraft hands on: to be sent, or to be installed.
 pub(crate) struct SnapshotBody {
+    threads: Threads,
     source: Source,
     /// What a received one says, once it was judged.
-    prepared: Option<Prepared>,
-}
-
-/// A received snapshot that this program can read, before openraft has accepted it.
-pub(crate) struct Prepared {
-    pub(crate) content: SnapshotContent,
-    pub(crate) value: Box<dyn AnyValue>,
-}
-
-/// A file that goes with its last handle, unless the log points to it.
-struct SnapshotFile {
-    disk: Arc<dyn Disk>,
-    threads: Threads,
-    file: Arc<dyn DiskFile>,
-    path: PathBuf,
-    length: u64,
-    kept: AtomicBool,
-}
-
-impl Drop for SnapshotFile {
-    fn drop(&mut self) {
-        if !self.kept.load(Ordering::Acquire)
-            && let Err(error) = self.disk.remove(&self.path)
-        {
-            // The next start sweeps it.
-            tracing::debug!(file = %self.path.display(), %error, "an unused snapshot file was not removed");
-        }
-    }
-}
-
-impl Source {
-    fn length(&self) -> u64 {
-        match self {
-            Self::Inline(bytes) => bytes.len() as u64,
-            Self::File(file) => file.length,
-        }
-    }
-
-    fn read(&self) -> io::Result<Bytes> {
-        match self {
-            Self::Inline(bytes) => Ok(bytes.clone()),
-            Self::File(file) => {
-                let length = usize::try_from(file.length).map_err(io::Error::other)?;
-                let mut bytes = vec![0; length];
-                file.file.read_at(&mut bytes, 0)?;
-                Ok(bytes.into())
-            }
-        }
-    }
+    content: Option<Content>,
 }
 
 impl SnapshotBody {
-    fn new(source: Source) -> Self {
-        Self { source, prepared: None }
-    }
-
     /// Its bytes in chunks, to be sent.
     pub(crate) fn into_chunks(self) -> Box<dyn Body> {
-        Box::new(Chunks { source: self.source, offset: 0 })
+        Box::new(Chunks { threads: self.threads.clone(), source: self.source.clone(), offset: 0 })
+    }
+}
+
+impl Drop for SnapshotBody {
+    fn drop(&mut self) {
+        if let Some(content) = self.content.take() {
+            // A value that was received and not accepted: not on a thread of the network.
+            drop(self.threads.spawn(move || drop(content)));
+        }
     }
 }
 
 struct Chunks {
+    threads: Threads,
     source: Source,
     offset: u64,
 }
 
 impl Body for Chunks {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
-        let offset = self.offset;
-        let size = (self.source.length() - offset).min(CHUNK_BYTES as u64);
-        self.offset += size;
-        let source = self.source.clone();
         Box::pin(async move {
-            // At most CHUNK_BYTES, so that the casts below lose nothing.
-            match source {
-                _ if size == 0 => Ok(None),
-                Source::Inline(bytes) => Ok(Some(bytes.slice(offset as usize..(offset + size) as usize))),
-                Source::File(file) => {
-                    let threads = file.threads.clone();
-                    blocking(&threads, move || {
-                        let mut chunk = vec![0; size as usize];
-                        file.file.read_at(&mut chunk, offset)?;
-                        Ok(Some(Bytes::from(chunk)))
-                    })
-                    .await
-                }
+            let left = self.source.length() - self.offset;
+            let size = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+            if size == 0 {
+                return Ok(None);
             }
+            let (source, offset) = (self.source.clone(), self.offset);
+            let chunk = match &source {
+                Source::Inline(_) => source.read(offset, size)?,
+                Source::File(_) => self.threads.run(move || source.read(offset, size)).await??,
+            };
+            self.offset += size as u64;
+            Ok(Some(chunk))
         })
     }
 }
@@ -202,13 +223,17 @@ pub(crate) struct SnapshotStore {
     replica: u64,
     wal: Wal,
     /// Where files live; `None` in memory, where every snapshot is inline.
-    files: Option<(Arc<dyn Disk>, PathBuf)>,
+    files: Option<Files>,
     threads: Threads,
+    /// The file to which the log points, once somebody asked for it: it goes after its last reader.
+    current: Arc<Mutex<Option<Arc<SnapshotFile>>>>,
 }
 
 impl SnapshotStore {
+    /// Files live in the folder of `files`; without one, every snapshot lives in the log.
     pub(crate) fn new(replica: u64, wal: Wal, files: Option<(Arc<dyn Disk>, PathBuf)>, threads: Threads) -> Self {
-        Self { replica, wal, files, threads }
+        let files = files.map(|(disk, dir)| Files { disk, dir });
+        Self { replica, wal, files, threads, current: Arc::default() }
     }
 
     /// Whether the disk has no room for another snapshot.
@@ -221,19 +246,26 @@ impl SnapshotStore {
     }
 
     /// The newest snapshot's content, checked. Reads and decodes all of it: not on a thread of the network.
-    pub(crate) fn load(&self) -> io::Result<Option<SnapshotContent>> {
-        let Some((_, body)) = self.current()? else { return Ok(None) };
-        let name = match &body.source {
+    pub(crate) fn load(&self, factory: &ValueFactory) -> Result<Option<Content>, ReadError> {
+        let Some((_, source)) = self.newest()? else { return Ok(None) };
+        let name = match &source {
             Source::Inline(_) => "the snapshot in the log".to_owned(),
-            Source::File(file) => file.path.display().to_string(),
+            Source::File(file) => file.path().display().to_string(),
         };
-        let bytes = body.source.read()?;
-        let content = SnapshotContent::decode(&bytes).map_err(|reason| damaged(&format!("{name}: {reason}")))?;
-        Ok(Some(content))
+        Content::read(&source, factory).map(Some).map_err(|error| match error {
+            ReadError::Damaged(reason) => ReadError::Damaged(format!("{name}: {reason}")),
+            ReadError::Io(error) => ReadError::Io(io::Error::new(error.kind(), format!("{name}: {error}"))),
+            unreadable @ ReadError::Unreadable(_) => unreadable,
+        })
     }
 
     /// The newest snapshot, to be sent.
     pub(crate) fn current(&self) -> io::Result<Option<(SnapshotMeta, SnapshotBody)>> {
+        let body = |source| SnapshotBody { threads: self.threads.clone(), source, content: None };
+        Ok(self.newest()?.map(|(meta, source)| (meta, body(source))))
+    }
+
+    fn newest(&self) -> io::Result<Option<(SnapshotMeta, Source)>> {
         loop {
             let Some(pointer) = self.pointer() else { return Ok(None) };
             match self.open(&pointer) {
@@ -244,45 +276,48 @@ impl SnapshotStore {
         }
     }
 
-    fn open(&self, pointer: &SnapshotPointer) -> io::Result<(SnapshotMeta, SnapshotBody)> {
+    fn open(&self, pointer: &SnapshotPointer) -> io::Result<(SnapshotMeta, Source)> {
         let mut reader = Reader::new(pointer.meta.clone(), "snapshot pointer");
         let meta = read_snapshot_meta(&mut reader).map_err(io::Error::other)?;
         if pointer.file.is_empty() {
-            return Ok((meta, SnapshotBody::new(Source::Inline(pointer.inline.clone()))));
+            return Ok((meta, Source::Inline(pointer.inline.clone())));
         }
-        let Some((disk, dir)) = &self.files else {
+        let Some(files) = &self.files else {
             return Err(damaged("a log in memory points to a snapshot file"));
         };
-        let path = dir.join(&pointer.file);
-        let file = disk.open(&path).map_err(|error| damaged(&format!("{}: {error}", path.display())))?;
-        let length = file.len()?;
-        let kept = AtomicBool::new(true);
-        let threads = self.threads.clone();
-        let file = SnapshotFile { disk: disk.clone(), threads, file, path, length, kept };
-        Ok((meta, SnapshotBody::new(Source::File(Arc::new(file)))))
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = current.as_ref().filter(|file| file.name() == pointer.file) {
+            return Ok((meta, Source::File(file.clone())));
+        }
+        let file = SnapshotFile::open(files, &self.threads, &pointer.file)
+            .map_err(|error| damaged(&format!("{}: {error}", files.dir.join(&pointer.file).display())))?;
+        let file = Arc::new(file);
+        // A slow reader of an older pointer must not put an older file here: it opened its own.
+        if current.is_none() {
+            *current = Some(file.clone());
+        }
+        Ok((meta, Source::File(file)))
     }
 
-    /// Makes encoded content this replica's snapshot; durable on return. Waits while the disk is full: openraft
-    /// takes no error for an answer, and starts no second build meanwhile.
-    pub(crate) async fn save(&self, meta: &SnapshotMeta, encoded: Bytes) -> io::Result<SnapshotBody> {
-        let source = match &self.files {
-            Some((disk, dir)) if encoded.len() > MAX_INLINE_BYTES => loop {
-                let (disk, dir, name, encoded) = (disk.clone(), dir.clone(), self.new_name(), encoded.clone());
-                let threads = self.threads.clone();
-                let write = move || write_file(disk, threads, &dir, &name, &encoded);
-                match blocking(&self.threads, write).await {
-                    Ok(file) => break Source::File(Arc::new(file)),
-                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                        tracing::error!(%error, "a snapshot waits for room on the disk");
-                        tokio::time::sleep(FULL_RETRY).await;
-                    }
-                    Err(error) => return Err(error),
+    /// Makes a state this replica's snapshot; durable on return. Waits while the disk is full: openraft takes no error
+    /// for an answer, and starts no second build meanwhile.
+    pub(crate) async fn save(&self, content: Content) -> io::Result<SnapshotBody> {
+        let meta = content.meta.clone();
+        let content = Arc::new(content);
+        let source = loop {
+            let (content, spool, id) = (content.clone(), self.spool(), runtime::random());
+            match self.threads.run(move || content.write(id, spool)?.finish()).await? {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::error!(%error, "a snapshot waits for room on the disk");
+                    tokio::time::sleep(FULL_RETRY).await;
                 }
-            },
-            _ => Source::Inline(encoded),
+                written => break written?,
+            }
         };
-        self.point_to(meta, &source).await?;
-        Ok(SnapshotBody::new(source))
+        // The copy of a large value goes where it does not hold up anybody.
+        drop(self.threads.spawn(move || drop(content)));
+        self.point_to(&meta, &source).await?;
+        Ok(SnapshotBody { threads: self.threads.clone(), source, content: None })
     }
 
     /// Stores a body that is being received, and judges it: whole, what its sender says it is, and readable by
@@ -294,141 +329,111 @@ impl SnapshotStore {
         factory: &ValueFactory,
     ) -> io::Result<SnapshotBody> {
         let source = self.store(chunks).await?;
-        let prepared = judge(&self.threads, source.clone(), Some(announced.clone()), factory.clone()).await?;
-        Ok(SnapshotBody { prepared: Some(prepared), source })
+        let content = self.judge(source.clone(), Some(announced.clone()), factory.clone()).await?;
+        Ok(SnapshotBody { threads: self.threads.clone(), source, content: Some(content) })
     }
 
     async fn store(&self, mut chunks: Box<dyn Body>) -> io::Result<Source> {
-        let mut received = BytesMut::new();
-        let mut file: Option<SnapshotFile> = None;
-        let mut length = 0_u64;
+        let mut spool = self.spool();
         while let Some(chunk) = chunks.next().await? {
-            let offset = length;
-            length += chunk.len() as u64;
-            if length > MAX_SNAPSHOT_BYTES {
+            if spool.length() + chunk.len() as u64 > MAX_SNAPSHOT_BYTES {
                 return Err(io::Error::other(format!("a snapshot is over {MAX_SNAPSHOT_BYTES} bytes")));
             }
-            if self.files.is_none() || (file.is_none() && length <= MAX_INLINE_BYTES as u64) {
-                received.extend_from_slice(&chunk);
-                continue;
-            }
-            let open = match file.take() {
-                Some(open) => open,
-                None => self.unfinished(received.split().freeze()).await?,
-            };
-            file = Some(
-                blocking(&self.threads, move || {
-                    open.file.write_at(&chunk, offset)?;
-                    Ok(open)
-                })
-                .await?,
-            );
+            spool = self.threads.run(move || spool.write_all(&chunk).map(|()| spool)).await??;
         }
-        match file {
-            None => Ok(Source::Inline(received.freeze())),
-            Some(unfinished) => {
-                let finish = move || finish_file(unfinished, length);
-                blocking(&self.threads, finish).await.map(Arc::new).map(Source::File)
-            }
-        }
-    }
-
-    /// A file for a body of which the beginning is here.
-    async fn unfinished(&self, beginning: Bytes) -> io::Result<SnapshotFile> {
-        let Some((disk, dir)) = self.files.clone() else { return Err(io::Error::other("no files in memory")) };
-        let path = dir.join(format!("{}{UNFINISHED}", self.new_name()));
-        let threads = self.threads.clone();
-        blocking(&self.threads, move || {
-            let file = disk.create(&path)?;
-            let open = SnapshotFile { disk, threads, file, path, length: 0, kept: AtomicBool::new(false) };
-            open.file.write_at(&beginning, 0)?;
-            Ok(open)
-        })
-        .await
+        self.threads.run(move || spool.finish()).await?
     }
 
     /// Makes an accepted body this replica's snapshot, and gives out what it says.
-    pub(crate) async fn install(&self, body: SnapshotBody, factory: &ValueFactory) -> io::Result<Prepared> {
-        let prepared = match body.prepared {
-            Some(prepared) => prepared,
-            None => judge(&self.threads, body.source.clone(), None, factory.clone()).await?,
+    pub(crate) async fn install(&self, mut body: SnapshotBody, factory: &ValueFactory) -> io::Result<Content> {
+        let content = match body.content.take() {
+            Some(content) => content,
+            None => self.judge(body.source.clone(), None, factory.clone()).await?,
         };
-        self.point_to(&prepared.content.meta, &body.source).await?;
-        Ok(prepared)
+        self.point_to(&content.meta, &body.source).await?;
+        Ok(content)
     }
 
-    fn new_name(&self) -> String {
-        format!("{:016x}-{:016x}.snap", self.replica, crate::runtime::random::<u64>())
+    /// Reads a snapshot: whole, the announced one, and readable by this program.
+    async fn judge(
+        &self,
+        source: Source,
+        announced: Option<SnapshotMeta>,
+        factory: ValueFactory,
+    ) -> io::Result<Content> {
+        let judge = move || {
+            let received = |reason: String| damaged(&format!("received: {reason}"));
+            let content = Content::read(&source, &factory).map_err(|error| received(error.to_string()))?;
+            if announced.is_some_and(|announced| announced != content.meta) {
+                return Err(received("it is another snapshot than announced".into()));
+            }
+            Ok(content)
+        };
+        self.threads.run(judge).await?
+    }
+
+    fn spool(&self) -> Spool {
+        let name = format!("{:016x}-{:016x}.snap", self.replica, runtime::random::<u64>());
+        Spool::new(self.threads.clone(), self.files.clone(), name)
     }
 
     /// Points the log to it, unless the log points to a newer one already.
     async fn point_to(&self, meta: &SnapshotMeta, source: &Source) -> io::Result<()> {
-        let old = self.pointer().map(|pointer| pointer.file).filter(|name| !name.is_empty());
         let mut writer = Writer::default();
         write_snapshot_meta(&mut writer, meta);
         let (file, inline) = match source {
-            Source::Inline(bytes) => (String::new(), bytes.clone()),
+            Source::Inline(bytes) => (None, bytes.clone()),
             Source::File(file) => {
                 // From here on the log may point to it, also when this future is dropped.
-                file.kept.store(true, Ordering::Release);
-                (file_name(&file.path), Bytes::new())
+                file.keep(true);
+                (Some(file), Bytes::new())
             }
         };
         let pointer = SnapshotPointer {
             position: meta.last_log_id.map(|id| Position { term: **id.committed_leader_id(), index: id.index }),
             meta: writer.into_bytes(),
-            file: file.clone(),
+            file: file.map(|file| file.name()).unwrap_or_default(),
             inline,
         };
         let (done, synced) = tokio::sync::oneshot::channel();
+        let old = self.old_file(&pointer.file);
         let told = Box::new(move |result| drop(done.send(result)));
         self.wal.save_snapshot(self.replica, pointer, told);
         let saved = synced.await.map_err(|_| io::Error::other("the log has stopped"))?;
-        if let (Err(_), Source::File(file)) = (&saved, source) {
-            file.kept.store(false, Ordering::Release);
-        }
         match saved {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            saved => saved?,
-        }
-        if let (Some((disk, dir)), Some(old)) = (&self.files, old)
-            && old != file
-        {
-            let (disk, path) = (disk.clone(), dir.join(&old));
-            // What stays behind after a failure here is swept at the next start.
-            if let Err(error) = blocking(&self.threads, move || disk.remove(&path)).await {
-                tracing::warn!(file = old, %error, "an old snapshot was not removed");
+            Ok(()) => {
+                self.replace(file, old);
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(file) = file {
+                    file.keep(false);
+                }
+                if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
             }
         }
-        Ok(())
     }
-}
 
-/// Reads a snapshot: whole, the announced one, and readable by this program.
-async fn judge(
-    threads: &Threads,
-    source: Source,
-    announced: Option<SnapshotMeta>,
-    factory: ValueFactory,
-) -> io::Result<Prepared> {
-    blocking(threads, move || {
-        let received = |reason: String| damaged(&format!("received: {reason}"));
-        let content = SnapshotContent::decode(&source.read()?).map_err(received)?;
-        if announced.is_some_and(|announced| announced != content.meta) {
-            return Err(received("it is another snapshot than announced".into()));
+    /// The file to which the log points before it points to another.
+    fn old_file(&self, new: &str) -> Option<Arc<SnapshotFile>> {
+        let pointer = self.pointer().filter(|pointer| !pointer.file.is_empty() && pointer.file != new)?;
+        match self.open(&pointer) {
+            Ok((_, Source::File(file))) => Some(file),
+            _ => None,
         }
-        let value = factory.restore(content.version, &content.value).map_err(|error| received(error.to_string()))?;
-        Ok(Prepared { content: SnapshotContent { value: Bytes::new(), ..content }, value })
-    })
-    .await
-}
+    }
 
-/// Work with files or large values: not on a thread of the network.
-async fn blocking<T: Send + 'static>(
-    threads: &Threads,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    threads.run(work).await?
+    /// The log points to `new`: the old file goes with its last reader.
+    fn replace(&self, new: Option<&Arc<SnapshotFile>>, old: Option<Arc<SnapshotFile>>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_newest = self.pointer().is_some_and(|now| now.file == new.map(|file| file.name()).unwrap_or_default());
+        if let Some(old) = old {
+            old.keep(false);
+        }
+        if is_newest {
+            *current = new.cloned();
+        }
+    }
 }
 
 /// Removes files to which no replica's log points: what crashes left behind.
@@ -441,33 +446,9 @@ pub(crate) fn sweep(disk: &dyn Disk, dir: &Path, in_use: impl Fn(&str) -> bool) 
     Ok(())
 }
 
-fn write_file(disk: Arc<dyn Disk>, threads: Threads, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<SnapshotFile> {
-    let path = dir.join(format!("{name}{UNFINISHED}"));
-    let file = disk.create(&path)?;
-    let unfinished = SnapshotFile { disk, threads, file, path, length: 0, kept: AtomicBool::new(false) };
-    unfinished.file.write_at(bytes, 0)?;
-    finish_file(unfinished, bytes.len() as u64)
-}
-
-/// Syncs a file and gives it its name.
-fn finish_file(unfinished: SnapshotFile, length: u64) -> io::Result<SnapshotFile> {
-    unfinished.file.sync()?;
-    let path = unfinished.path.with_extension("");
-    unfinished.disk.rename(&unfinished.path, &path)?;
-    // Renamed: there is nothing left to remove under the old name.
-    unfinished.kept.store(true, Ordering::Release);
-    let (disk, threads, file) = (unfinished.disk.clone(), unfinished.threads.clone(), unfinished.file.clone());
-    let finished = SnapshotFile { disk, threads, file, path, length, kept: AtomicBool::new(false) };
-    if let Some(dir) = finished.path.parent() {
-        finished.disk.sync_dir(dir)?;
-    }
-    Ok(finished)
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

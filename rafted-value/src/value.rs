@@ -3,14 +3,26 @@
 use std::any::Any;
 use std::fmt;
 
+use crate::pieces::{PieceError, PieceReader, PieceWriter};
 use crate::wire::{Wire, WireError, decode};
 
 /// A value that a Raft group replicates.
 ///
 /// Both functions are pure: the same value and argument give the same result on every replica, for ever.
 /// They read no clock (see [`Context::log_time`]), no randomness, no order of a hash map and nothing
-/// outside. `Clone` freezes the value for a snapshot: keep it cheap where the value is large, by `Arc`s
-/// or persistent collections.
+/// outside.
+///
+/// # Snapshots of a large value
+/// `Clone` freezes the value for a snapshot, while commands wait: it should take a few milliseconds at most. What is
+/// frozen is written while commands go on. So what a snapshot costs depends on the value:
+///
+/// | | commands wait for | memory beside the value |
+/// |---|---|---|
+/// | a plain value | a copy of all of it, some 1 ms per MiB | the copy, and all of it encoded |
+/// | ... with [`Value::write_pieces`] | the same | the copy, and one piece |
+/// | behind `Arc`s or persistent collections, with [`Value::write_pieces`] | some microseconds | what commands change meanwhile, and one piece |
+///
+/// A member that is given a snapshot holds the old and the new value for a moment.
 ///
 /// A `command` that panics is answered with an error on every replica and the group goes on, but the
 /// value keeps whatever the command had changed before it panicked: check before you change.
@@ -52,7 +64,58 @@ pub trait Value: Wire + Clone + Default {
         Err(UpgradeError::UnknownVersion { found: version, known: Self::VERSION })
     }
 
-    /// Reads a snapshot that was written by another [`Value::VERSION`]. The default knows none.
+    /// Writes the value into a snapshot, not on the thread that runs commands. The default writes one piece, for which
+    /// all of the value is encoded in memory; a large value writes many small ones, and overrides
+    /// [`Value::read_pieces`], too.
+    ///
+    /// ```
+    /// # use std::collections::BTreeMap;
+    /// use rafted_value::{PieceError, PieceReader, PieceWriter, UpgradeError, Value};
+    /// # rafted_value::messages! { #[derive(Default)] pub struct Names { names: BTreeMap<u64, String> } }
+    /// # impl Names { const NAMES_PER_PIECE: usize = 1_000; }
+    ///
+    /// impl Value for Names {
+    /// #   type Command = (); type Reply = (); type Query = (); type Answer = ();
+    /// #   fn command(&mut self, (): ()) {}
+    /// #   fn query(&self, (): ()) {}
+    ///     fn write_pieces(&self, pieces: &mut PieceWriter<'_>) -> Result<(), PieceError> {
+    ///         let mut names = self.names.iter().map(|(id, name)| (*id, name.clone())).peekable();
+    ///         while names.peek().is_some() {
+    ///             pieces.write(&names.by_ref().take(Self::NAMES_PER_PIECE).collect::<Vec<_>>())?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    ///
+    ///     fn read_pieces(version: u32, pieces: &mut PieceReader<'_>) -> Result<Self, UpgradeError> {
+    ///         if version != Self::VERSION {
+    ///             return Err(UpgradeError::UnknownVersion { found: version, known: Self::VERSION });
+    ///         }
+    ///         let mut value = Self::default();
+    ///         while let Some(names) = pieces.read::<Vec<(u64, String)>>()? {
+    ///             value.names.extend(names);
+    ///         }
+    ///         Ok(value)
+    ///     }
+    /// }
+    /// # let value = Names { names: (0..2_500).map(|id| (id, format!("name {id}"))).collect() };
+    /// # let mut list = Vec::new();
+    /// # value.write_pieces(&mut PieceWriter::to_list(&mut list)).unwrap();
+    /// # assert_eq!(list.len(), 3);
+    /// # assert_eq!(Names::read_pieces(1, &mut PieceReader::of_list(&mut list.into_iter())).unwrap(), value);
+    /// ```
+    fn write_pieces(&self, pieces: &mut PieceWriter<'_>) -> Result<(), PieceError> {
+        pieces.write(self)
+    }
+
+    /// Reads what [`Value::write_pieces`] wrote, to its last piece: what is left over is an error. `version` is the
+    /// writer's: the default gives the one piece of another version to [`Value::upgrade`]; a value that overrides this
+    /// reads older versions here, the ones in one piece as well.
+    fn read_pieces(version: u32, pieces: &mut PieceReader<'_>) -> Result<Self, UpgradeError> {
+        let whole = pieces.read_bytes()?.ok_or(PieceError::Missing)?;
+        if version == Self::VERSION { Ok(decode(whole)?) } else { Self::upgrade(version, whole) }
+    }
+
+    /// Reads a snapshot that was written by another [`Value::VERSION`] in one piece. The default knows none.
     fn upgrade(version: u32, bytes: &[u8]) -> Result<Self, UpgradeError> {
         let _ = bytes;
         Err(UpgradeError::UnknownVersion { found: version, known: Self::VERSION })
@@ -137,14 +200,12 @@ pub enum UpgradeError {
     /// The bytes are not of that version.
     #[error("the bytes are not of their version: {0}")]
     Malformed(#[from] WireError),
+    /// The snapshot's pieces are not what the value expects.
+    #[error("the pieces of the snapshot cannot be read: {0}")]
+    Pieces(#[from] PieceError),
 }
 
 /// Reads a command of any version.
 pub(crate) fn read_command<V: Value>(version: u32, bytes: &[u8]) -> Result<V::Command, UpgradeError> {
     if version == V::VERSION { Ok(decode(bytes)?) } else { V::upgrade_command(version, bytes) }
-}
-
-/// Reads a value of any version.
-pub(crate) fn read_value<V: Value>(version: u32, bytes: &[u8]) -> Result<V, UpgradeError> {
-    if version == V::VERSION { Ok(decode(bytes)?) } else { V::upgrade(version, bytes) }
 }

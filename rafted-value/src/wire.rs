@@ -49,6 +49,11 @@ pub fn encode<T: Wire>(value: &T) -> Result<AlignedVec, WireError> {
     rkyv::to_bytes::<RkyvError>(value).map_err(|error| wire_error::<T>("encode", error))
 }
 
+/// Encodes `value` into a buffer that was used before.
+pub(crate) fn encode_into<T: Wire>(value: &T, buffer: AlignedVec) -> Result<AlignedVec, WireError> {
+    rkyv::api::high::to_bytes_in::<_, RkyvError>(value, buffer).map_err(|error| wire_error::<T>("encode", error))
+}
+
 /// Checks and decodes `bytes`. Bytes that are not aligned to 16 are copied first.
 pub fn decode<T: Wire>(bytes: &[u8]) -> Result<T, WireError> {
     let decoded = if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {

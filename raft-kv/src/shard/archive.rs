@@ -26,6 +26,9 @@ pub(crate) type Pages<V> = OrdMap<Key, Arc<V>>;
 /// Archives [`Pages`] as a list.
 pub(crate) struct AsList;
 
+/// Entries in order: a part of [`Pages`] on its way into a snapshot or out of it.
+pub(crate) type Entries<V> = Vec<(Key, Arc<V>)>;
+
 /// Archives a [`LogTime`] as its milliseconds.
 pub(crate) struct AsMillis;
 
@@ -102,6 +105,42 @@ where
         list: &ArchivedVec<Entry<ArchivedString, V::Archived>>,
         deserializer: &mut D,
     ) -> Result<Pages<V>, D::Error> {
+        let entry = |entry: &Entry<ArchivedString, V::Archived>| {
+            Ok((Key::new(entry.key.as_str()), Arc::new(entry.value.deserialize(deserializer)?)))
+        };
+        list.iter().map(entry).collect()
+    }
+}
+
+impl<V: Archive> ArchiveWith<Entries<V>> for AsList {
+    type Archived = ArchivedVec<Entry<ArchivedString, V::Archived>>;
+    type Resolver = VecResolver;
+
+    fn resolve_with(entries: &Entries<V>, resolver: VecResolver, out: Place<Self::Archived>) {
+        ArchivedVec::resolve_from_len(entries.len(), resolver, out);
+    }
+}
+
+impl<V, S> SerializeWith<Entries<V>, S> for AsList
+where
+    V: Serialize<S>,
+    S: Fallible<Error: Source> + Allocator + Writer + ?Sized,
+{
+    fn serialize_with(entries: &Entries<V>, serializer: &mut S) -> Result<VecResolver, S::Error> {
+        let entries = entries.iter().map(|(key, value)| EntryAdapter::<&Key, &V, Key, V>::new(key, &**value));
+        ArchivedVec::serialize_from_iter::<EntryAdapter<&Key, &V, Key, V>, _, S>(entries, serializer)
+    }
+}
+
+impl<V, D> DeserializeWith<ArchivedVec<Entry<ArchivedString, V::Archived>>, Entries<V>, D> for AsList
+where
+    V: Archive<Archived: Deserialize<V, D>>,
+    D: Fallible + ?Sized,
+{
+    fn deserialize_with(
+        list: &ArchivedVec<Entry<ArchivedString, V::Archived>>,
+        deserializer: &mut D,
+    ) -> Result<Entries<V>, D::Error> {
         let entry = |entry: &Entry<ArchivedString, V::Archived>| {
             Ok((Key::new(entry.key.as_str()), Arc::new(entry.value.deserialize(deserializer)?)))
         };

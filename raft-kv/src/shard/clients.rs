@@ -28,7 +28,7 @@ use rafted_value::rkyv::vec::{ArchivedVec, VecResolver};
 use rafted_value::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use rafted_value::rkyv::{Archive, Deserialize, Place, Serialize};
 
-use super::archive::{AsBytes, AsList, AsMillis, Key, Pages};
+use super::archive::{AsBytes, AsList, AsMillis, Entries, Key, Pages};
 use super::message::{Once, Refused};
 use crate::hash::{HashRange, KeyHash};
 
@@ -185,6 +185,21 @@ impl Clients {
         }
     }
 
+    /// All entries in order, to be written.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Key, &Arc<KeyClients>)> {
+        self.pages.iter()
+    }
+
+    /// Takes entries of [`Clients::entries`] up again: keys that are not here yet.
+    pub(super) fn restore(&mut self, entries: Entries<KeyClients>) {
+        for (key, known) in entries {
+            if let Some(since) = known.idle_since() {
+                self.idle.insert((since, key.clone()));
+                self.pages.insert(key, known);
+            }
+        }
+    }
+
     /// Takes the clients of a key out of the pages and the index.
     fn take(&mut self, key: &Key) -> KeyClients {
         let Some(known) = self.pages.remove(key) else { return KeyClients { clients: Vec::new() } };
@@ -203,6 +218,15 @@ impl Clients {
 }
 
 impl KeyClients {
+    /// About how many bytes it has in a snapshot.
+    pub(super) fn size(&self) -> u64 {
+        let of = |record: &Record| match &record.reply {
+            Kept::Reply { bytes, .. } => bytes.len() + size_of::<Record>(),
+            _ => size_of::<Record>(),
+        };
+        self.clients.iter().flat_map(|client| &client.records).map(|record| of(record) as u64).sum()
+    }
+
     fn find(&self, name: &str) -> Option<&Client> {
         let at = self.clients.binary_search_by(|client| (*client.name).cmp(name)).ok()?;
         self.clients.get(at)

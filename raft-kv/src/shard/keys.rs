@@ -14,7 +14,7 @@ use rafted_value::rkyv::vec::{ArchivedVec, VecResolver};
 use rafted_value::rkyv::with::{ArchiveWith, DeserializeWith, SerializeWith};
 use rafted_value::rkyv::{Archive, Deserialize, Place, Serialize};
 
-use super::archive::{AsList, Key, Pages};
+use super::archive::{AsList, Entries, Key, Pages};
 use crate::hash::{HashRange, KeyHash};
 use crate::keyed_value::{KeyedValue, Next};
 
@@ -38,7 +38,7 @@ pub(crate) struct Record<K> {
     /// Another one after each write, also of a key that was removed in between.
     pub(crate) version: u64,
     /// The value's size when it was written, with the key's length.
-    size: u64,
+    pub(super) size: u64,
 }
 
 impl<K: KeyedValue> Keys<K> {
@@ -165,6 +165,28 @@ impl<K: KeyedValue> Keys<K> {
         self.pages.remove(key.as_str());
     }
 
+    /// All entries in order, to be written.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Key, &Arc<Record<K>>)> {
+        self.pages.iter()
+    }
+
+    /// Takes entries of [`Keys::entries`] up again: keys that are not here yet.
+    pub(super) fn restore(&mut self, entries: Entries<Record<K>>) {
+        for (key, record) in entries {
+            self.count(&key, &record);
+            self.pages.insert(key, record);
+        }
+    }
+
+    /// Counts a key that is new here.
+    fn count(&mut self, key: &Key, record: &Record<K>) {
+        self.bytes = self.bytes.saturating_add(record.size);
+        self.move_deadline(key, None, record.value.deadline());
+        if let Some(account) = K::account(key.as_str()) {
+            *self.accounts.entry(Key::new(account)).or_insert(0) += 1;
+        }
+    }
+
     fn move_deadline(&mut self, key: &Key, old: Option<LogTime>, new: Option<LogTime>) {
         if old == new {
             return;
@@ -212,11 +234,7 @@ where
         let pages: Pages<Record<K>> = AsList::deserialize_with(self, deserializer)?;
         let mut keys = Keys::default();
         for (key, record) in &pages {
-            keys.bytes = keys.bytes.saturating_add(record.size);
-            keys.move_deadline(key, None, record.value.deadline());
-            if let Some(account) = K::account(key.as_str()) {
-                *keys.accounts.entry(Key::new(account)).or_insert(0) += 1;
-            }
+            keys.count(key, record);
         }
         keys.pages = pages;
         Ok(keys)
