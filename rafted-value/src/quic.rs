@@ -40,6 +40,12 @@ impl QuicTransport {
         Self { endpoint, mailbox: mailbox.to_owned() }
     }
 
+    /// For a client that is no member: requests go from this endpoint to the members of the group of this name that
+    /// stands alone, as [`Replica`](crate::Replica) starts them.
+    pub fn to_group(endpoint: Endpoint, group: &str) -> Self {
+        Self::new(endpoint, &Self::mailbox_of(group))
+    }
+
     /// The mailbox of a group that stands alone.
     pub(crate) fn mailbox_of(group: &str) -> String {
         format!("raft.{group}")

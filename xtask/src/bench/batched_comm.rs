@@ -6,44 +6,20 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::Options;
 use super::child::{Pair, Peer, Round, WARM_UP, free_address, number};
 use super::load::{Kind, Work};
 use super::protocols::{self, Protocol, Role};
-use super::row::{Rounds, Row, Target};
+use super::row::{Rounds, Row};
+use super::side::{Measured, at_least, at_most, describe, exactly, undisturbed};
 
-/// Rounds that others disturbed are repeated, this many times a round at most.
-const MAX_REPEATS: u32 = 3;
 /// Times that a process is stopped, or killed and started.
 const FAULTS: u32 = 5;
 
 const CALLERS: usize = 256;
 const SENDERS: usize = 64;
-
-/// What a row needs of the rounds of one side.
-#[derive(Default)]
-struct Measured {
-    per_second: Rounds,
-    p50_us: Rounds,
-    p99_us: Rounds,
-}
-
-impl Measured {
-    fn add(&mut self, round: &Round) {
-        self.per_second.add(round.per_second, Some(round.cpu_us));
-        self.p50_us.add(round.p50_us, Some(round.cpu_us));
-        self.p99_us.add(round.p99_us, Some(round.cpu_us));
-    }
-
-    /// CPU time as the value, so that a ratio can be made of it.
-    fn cpu(&self) -> Rounds {
-        let mut rounds = Rounds::default();
-        rounds.add(self.per_second.cpu_us(), Some(self.per_second.cpu_us()));
-        rounds
-    }
-}
 
 /// Measures rows that share their rounds.
 type Group<'a> = fn(&mut Bench<'a>) -> Result<Vec<Row>>;
@@ -57,7 +33,7 @@ struct Bench<'a> {
 /// All rows.
 pub fn measure(options: &Options) -> Result<Vec<Row>> {
     let tls = tempfile::tempdir().context("no folder for certificates")?;
-    protocols::make_certificates(tls.path())?;
+    protocols::make_certificates(tls.path(), &[])?;
     let bench = Bench { options, tls: tls.path(), pairs: HashMap::new() };
     bench.rows()
 }
@@ -65,10 +41,6 @@ pub fn measure(options: &Options) -> Result<Vec<Row>> {
 impl<'a> Bench<'a> {
     fn rows(mut self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        let wanted = |names: &[&str]| {
-            let only = self.options.only.clone().unwrap_or_default();
-            names.iter().any(|name| name.starts_with(&only))
-        };
         let groups: [(&[&str], Group<'a>); 7] = [
             (&["cast-64", "cast-64-cpu"], Bench::casts),
             (&["call-256-vs-stream", "call-256-vs-tonic", "call-256-rate", "call-256-p99"], Bench::calls),
@@ -78,7 +50,7 @@ impl<'a> Bench<'a> {
             (&["dead-peer"], Bench::dead_peer),
             (&["restarted-peer"], Bench::restarted_peer),
         ];
-        let groups: Vec<_> = groups.into_iter().filter(|(names, _)| wanted(names)).collect();
+        let groups: Vec<_> = groups.into_iter().filter(|(names, _)| self.options.wants(names)).collect();
         for (names, group) in groups {
             println!("{} …", names.join(", "));
             rows.extend(group(&mut self)?);
@@ -104,15 +76,7 @@ impl<'a> Bench<'a> {
         for _ in 0..self.options.rounds {
             for ((protocol, before, work), measured) in sides.iter().zip(&mut measured) {
                 let round = self.round(*protocol, before, *work)?;
-                println!(
-                    "  {protocol:?} {before}{:?}: {:.0}/s, {:.3} us of CPU each, p50 {:.0} us, p99 {:.0} us, {:.0} % foreign",
-                    work.kind,
-                    round.per_second,
-                    round.cpu_us,
-                    round.p50_us,
-                    round.p99_us,
-                    round.foreign_share * 100.0
-                );
+                println!("  {protocol:?} {before}{:?}: {}", work.kind, describe(&round));
                 measured.add(&round);
             }
         }
@@ -121,14 +85,7 @@ impl<'a> Bench<'a> {
 
     fn round(&self, protocol: Protocol, before: &str, work: Work) -> Result<Round> {
         let pair = self.pairs.get(&protocol).context("not started")?;
-        for _ in 0..=MAX_REPEATS {
-            let round = pair.borrow_mut().round(before, work)?;
-            if round.foreign_share * 100.0 <= self.options.max_foreign {
-                return Ok(round);
-            }
-            println!("  others used {:.0} % of the machine: again", round.foreign_share * 100.0);
-        }
-        bail!("others use the machine too much for measuring")
+        undisturbed(self.options, || pair.borrow_mut().round(before, work))
     }
 
     fn casts(&mut self) -> Result<Vec<Row>> {
@@ -143,7 +100,7 @@ impl<'a> Bench<'a> {
                 ("stream per message", &streams.per_second),
                 at_least(6.0),
             ),
-            Row::saving("cast-64-cpu", "us", &ours.cpu(), ("stream per message", &streams.cpu()), at_least(9.0)),
+            Row::saving("cast-64-cpu", "us", ours.cpu(), ("stream per message", streams.cpu()), at_least(9.0)),
             Row::against("cast-64-vs-tcp", "1/s", &ours.per_second, ("TLS over TCP", &tcp.per_second), None),
         ])
     }
@@ -263,7 +220,7 @@ fn signal(peer: &Peer, signal: Signal) -> Result<()> {
 
 #[cfg(not(unix))]
 fn signal(_peer: &Peer, _signal: Signal) -> Result<()> {
-    bail!("a process can be stopped on Unix only: leave this row out with --only")
+    anyhow::bail!("a process can be stopped on Unix only: leave this row out with --only")
 }
 
 impl Peer {
@@ -276,19 +233,6 @@ impl Peer {
             }
         }
     }
-}
-
-fn exactly<const N: usize>(measured: Vec<Measured>) -> Result<[Measured; N]> {
-    let count = measured.len();
-    measured.try_into().map_err(|_| anyhow::anyhow!("{count} sides were measured instead of {N}"))
-}
-
-fn at_least(bound: f64) -> Option<Target> {
-    Some(Target::AtLeast(bound))
-}
-
-fn at_most(bound: f64) -> Option<Target> {
-    Some(Target::AtMost(bound))
 }
 
 fn now_us() -> f64 {

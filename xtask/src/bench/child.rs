@@ -1,5 +1,6 @@
 //! The processes of a benchmark: started, told what to do line by line, ended with their handle.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -14,9 +15,30 @@ use super::load::{Kind, Work};
 use super::machine::busy_time;
 use super::protocols::{Protocol, Role};
 
-/// One process; killed when it is dropped.
+/// A process that is killed when this is dropped.
+pub struct Killed(pub Child);
+
+impl Killed {
+    /// An error if it has ended by itself.
+    pub fn still_runs(&mut self) -> Result<()> {
+        match self.0.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("process {} has ended: {status}", self.0.id()),
+        }
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One side of a benchmark: this program again, which is told what to do line by line.
 pub struct Peer {
-    child: Child,
+    pub process: Killed,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     role: Role,
@@ -33,13 +55,13 @@ pub struct Count {
 /// One round of one side.
 #[derive(Debug, Clone, Copy)]
 pub struct Round {
-    /// What the server received: messages, or bytes of a stream.
+    /// What the server received, messages or bytes of a stream; or what the client completed.
     pub per_second: f64,
-    /// Client and server together, for each that the server received.
+    /// All processes of the side together, for each operation.
     pub cpu_us: f64,
     pub p50_us: f64,
     pub p99_us: f64,
-    /// Of all cores; of whoever is neither client nor server.
+    /// Of all cores; of whoever does not belong to the side.
     pub foreign_share: f64,
 }
 
@@ -63,18 +85,24 @@ impl Peer {
         address: SocketAddr,
         peer: Option<SocketAddr>,
     ) -> Result<(Peer, f64)> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["peer", &value_name(protocol), &value_name(role), "--tls"]).arg(tls);
-        command.args(["--address", &address.to_string()]);
+        let mut arguments: Vec<OsString> = ["--tls".into(), tls.into(), "--address".into()].into();
+        arguments.push(address.to_string().into());
         if let Some(peer) = peer {
-            command.args(["--peer", &peer.to_string()]);
+            arguments.extend(["--peer".into(), peer.to_string().into()]);
         }
+        Self::spawn(protocol, role, &arguments)
+    }
+
+    /// Starts this program again with further arguments; answers when it was ready, too, as it says itself.
+    pub fn spawn(protocol: Protocol, role: Role, arguments: &[OsString]) -> Result<(Peer, f64)> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["peer", &value_name(protocol), &value_name(role)]).args(arguments);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let mut peer = Peer {
+            process: Killed(child),
             input: input.context("no input")?,
             output: BufReader::new(output.context("no output")?),
-            child,
             role,
         };
         let ready = peer.expect("ready").with_context(|| format!("a {protocol:?} {role:?} did not start"))?;
@@ -83,7 +111,7 @@ impl Peer {
     }
 
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.process.0.id()
     }
 
     pub fn tell(&mut self, command: &str) -> Result<()> {
@@ -96,6 +124,15 @@ impl Peer {
         let bytes = self.output.read_line(&mut line)?;
         ensure!(bytes > 0, "the {:?} ended; what it said stands above", self.role);
         Ok(line.trim_end().to_owned())
+    }
+
+    /// Tells a client to work, and waits until its warm-up is over; `before` stands before the command.
+    pub fn begin(&mut self, before: &str, work: Work) -> Result<()> {
+        let Work { kind, bytes, tasks, warm_up, measure } = work;
+        let kind = value_name::<Kind>(kind);
+        let (warm_up, measure) = (warm_up.as_millis(), measure.as_millis());
+        self.tell(&format!("{before}work {kind} {bytes} {tasks} {warm_up} {measure}"))?;
+        self.expect("begin").map(drop)
     }
 
     pub fn expect(&mut self, beginning: &str) -> Result<String> {
@@ -120,14 +157,6 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A client and a server of one protocol.
 pub struct Pair {
     pub client: Peer,
@@ -144,11 +173,7 @@ impl Pair {
 
     /// One round; `before` stands before the command of the client.
     pub fn round(&mut self, before: &str, work: Work) -> Result<Round> {
-        let Work { kind, bytes, tasks, warm_up, measure } = work;
-        let kind = value_name::<Kind>(kind);
-        let (warm_up, measure) = (warm_up.as_millis(), measure.as_millis());
-        self.client.tell(&format!("{before}work {kind} {bytes} {tasks} {warm_up} {measure}"))?;
-        self.client.expect("begin")?;
+        self.client.begin(before, work)?;
         let (busy, start) = (busy_time(), Instant::now());
         let first = self.server.count()?;
         std::thread::sleep(work.measure.saturating_sub(start.elapsed()));
@@ -158,12 +183,7 @@ impl Pair {
         let (operations, client_cpu) = (last.count - first.count, number(&client, "cpu_us")?);
         ensure!(operations > 0.0, "the server received nothing");
         let own = (client_cpu + last.cpu_us - first.cpu_us) / 1e6;
-        let foreign_share = match (busy, busy_end) {
-            (Some((before, cores)), Some((after, _))) => {
-                ((after - before).as_secs_f64() - own) / (time.as_secs_f64() * cores as f64)
-            }
-            _ => 0.0,
-        };
+        let foreign_share = foreign_share(busy, busy_end, time, own);
         Ok(Round {
             per_second: operations / (last.now_us - first.now_us) * 1e6,
             cpu_us: own * 1e6 / operations,
@@ -171,6 +191,21 @@ impl Pair {
             p99_us: number(&client, "p99_us")?,
             foreign_share,
         })
+    }
+}
+
+/// The share of the machine that others used between two readings of [`busy_time`], `own` seconds being one's own.
+pub fn foreign_share(
+    before: Option<(Duration, usize)>,
+    after: Option<(Duration, usize)>,
+    time: Duration,
+    own: f64,
+) -> f64 {
+    match (before, after) {
+        (Some((before, cores)), Some((after, _))) => {
+            ((after - before).as_secs_f64() - own) / (time.as_secs_f64() * cores as f64)
+        }
+        _ => 0.0,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Closed loops of a client: N tasks with one operation in flight each.
 
+use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -47,18 +48,42 @@ pub enum Kind {
     Call,
     /// A piece of one long stream of bytes.
     Stream,
+    /// Stores the body under the task's key, replicated.
+    Write,
+    /// Reads the task's key linearizably.
+    Read,
 }
 
-/// One side of a protocol that sends.
+/// One side of a protocol that sends. What a protocol does not have is an error.
 pub trait Client: Clone + Send + Sync + 'static {
     /// Returns when the protocol takes more.
-    fn cast(&self, body: &[u8]) -> impl Future<Output = Result<()>> + Send;
+    fn cast(&self, body: &[u8]) -> impl Future<Output = Result<()>> + Send {
+        absent("messages without an answer", body)
+    }
 
     /// Returns with the answer, after comparing it with `body`.
-    fn call(&self, body: &[u8]) -> impl Future<Output = Result<()>> + Send;
+    fn call(&self, body: &[u8]) -> impl Future<Output = Result<()>> + Send {
+        absent("calls", body)
+    }
 
     /// Returns when the stream takes more.
-    fn stream(&self, piece: &[u8]) -> impl Future<Output = Result<()>> + Send;
+    fn stream(&self, piece: &[u8]) -> impl Future<Output = Result<()>> + Send {
+        absent("streams", piece)
+    }
+
+    /// Returns when `body` is stored under `key` as safely as the protocol promises.
+    fn write(&self, _key: u64, body: &[u8]) -> impl Future<Output = Result<()>> + Send {
+        absent("writes", body)
+    }
+
+    /// Reads `key` linearizably, and compares what is there with `body`.
+    fn read(&self, _key: u64, body: &[u8]) -> impl Future<Output = Result<()>> + Send {
+        absent("reads", body)
+    }
+}
+
+fn absent(what: &'static str, _body: &[u8]) -> Ready<Result<()>> {
+    ready(Err(anyhow!("this protocol has no {what}")))
 }
 
 /// What to do, for how long.
@@ -80,7 +105,7 @@ pub async fn closed_loops<C: Client>(client: &C, work: Work, begin: impl FnOnce(
         let (phase, client) = (phase.clone(), client.clone());
         // Every task has a body of its own, so that an answer to another's call would be seen.
         let body: Vec<u8> = (0..work.bytes).map(|index| (task * 31 + index) as u8).collect();
-        loops.spawn(async move { one_loop(&phase, &client, work.kind, &body).await });
+        loops.spawn(async move { one_loop(&phase, &client, work.kind, task as u64, &body).await });
     }
     tokio::time::sleep(work.warm_up).await;
     begin();
@@ -96,13 +121,23 @@ pub async fn closed_loops<C: Client>(client: &C, work: Work, begin: impl FnOnce(
     Ok(Measured { operations: latencies.len(), time, cpu, latencies })
 }
 
-async fn one_loop<C: Client>(phase: &AtomicU8, client: &C, kind: Kind, body: &[u8]) -> Result<Histogram<u64>> {
+async fn one_loop<C: Client>(
+    phase: &AtomicU8,
+    client: &C,
+    kind: Kind,
+    key: u64,
+    body: &[u8],
+) -> Result<Histogram<u64>> {
     let mut latencies = histogram()?;
+    if kind == Kind::Read {
+        client.write(key, body).await?;
+    }
     loop {
         let before = phase.load(Ordering::Relaxed);
         if before == END {
             return Ok(latencies);
         }
+        let start = Instant::now();
         match kind {
             // Their receiver counts them; how long it took to hand them over says little.
             Kind::Cast => {
@@ -113,10 +148,10 @@ async fn one_loop<C: Client>(phase: &AtomicU8, client: &C, kind: Kind, body: &[u
                 client.stream(body).await?;
                 continue;
             }
-            Kind::Call => {}
+            Kind::Call => client.call(body).await?,
+            Kind::Write => client.write(key, body).await?,
+            Kind::Read => client.read(key, body).await?,
         }
-        let start = Instant::now();
-        client.call(body).await?;
         if before == MEASURE && phase.load(Ordering::Relaxed) == MEASURE {
             let nanos = start.elapsed().as_nanos() as u64;
             latencies.record(nanos.clamp(1, MAX_LATENCY_NS))?;

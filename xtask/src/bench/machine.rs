@@ -1,4 +1,4 @@
-//! What the machine did meanwhile: CPU time of this process, and of everybody.
+//! What the machine did meanwhile: CPU time of this process, of another one, and of everybody.
 
 use std::time::Duration;
 
@@ -13,6 +13,20 @@ pub fn own_cpu_time() -> Duration {
 #[cfg(not(unix))]
 pub fn own_cpu_time() -> Duration {
     Duration::ZERO
+}
+
+/// The CPU time that a process has used, in steps of hundredths of a second; zero where `/proc` does not tell it.
+pub fn cpu_time_of(process: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    parse_process(&text).unwrap_or_default()
+}
+
+/// `id (name) state ...`: behind the name, which may hold anything, user and system time are the 12th and 13th.
+fn parse_process(text: &str) -> Option<Duration> {
+    let (_, fields) = text.rsplit_once(')')?;
+    let times = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().ok());
+    let hundredths: u64 = times.sum::<Option<u64>>()?;
+    Some(Duration::from_millis(hundredths * 10))
 }
 
 /// Busy time of all cores since the start of the machine, and the number of cores; `None` where `/proc/stat` is not.
@@ -33,6 +47,13 @@ fn parse(text: &str) -> Option<(Duration, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_s_name_may_hold_anything() {
+        let text = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 1 0 100";
+        assert_eq!(parse_process(text), Some(Duration::from_secs(2)));
+        assert_eq!(parse_process(""), None);
+    }
 
     #[test]
     fn idle_time_is_not_busy() {

@@ -5,13 +5,18 @@
 //!
 //! ```text
 //!   main --> batched_comm (rows) --> pair, one per side --> child: this program again, as `peer PROTOCOL server|client`
-//!                 |                                            '--> protocols/{ours, streams, grpc, tcp}
+//!      |                                                       '--> protocols/{ours, streams, grpc, tcp}
+//!      '---> rafted_value (rows) --> cluster, one per side --> child, as `peer PROTOCOL ...`, or etcd
+//!                 |                                            '--> protocols/{raft, in_process, openraft_alone, etcd}
 //!                 '--> row: medians, ratio, target
 //! ```
 
 mod batched_comm;
-mod protocols;
+mod rafted_value;
+mod side;
+mod cluster;
 mod child;
+mod protocols;
 mod load;
 mod machine;
 mod row;
@@ -58,6 +63,14 @@ struct Options {
     max_foreign: f64,
 }
 
+impl Options {
+    /// Whether rows of any of these names are wanted.
+    fn wants(&self, names: &[&str]) -> bool {
+        let only = self.only.as_deref().unwrap_or_default();
+        names.iter().any(|name| name.starts_with(only))
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Layer {
     BatchedComm,
@@ -88,16 +101,19 @@ fn main() -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<ExitCode> {
-    match options.layer {
-        None | Some(Layer::BatchedComm) => {}
-        Some(_) => {
-            eprintln!("not yet: only `cargo xtask bench batched-comm` can be measured so far");
-            return Ok(ExitCode::from(EXIT_USAGE));
-        }
+    if !matches!(options.layer, None | Some(Layer::BatchedComm | Layer::RaftedValue)) {
+        eprintln!("not yet: only `cargo xtask bench batched-comm` and `... rafted-value` can be measured so far");
+        return Ok(ExitCode::from(EXIT_USAGE));
     }
     let seconds = options.seconds;
     anyhow::ensure!((0.1..=600.0).contains(&seconds), "--seconds {seconds}: allowed is 0.1 to 600");
-    let rows = batched_comm::measure(options)?;
+    let mut rows = Vec::new();
+    if matches!(options.layer, None | Some(Layer::BatchedComm)) {
+        rows.extend(batched_comm::measure(options)?);
+    }
+    if matches!(options.layer, None | Some(Layer::RaftedValue)) {
+        rows.extend(rafted_value::measure(options)?);
+    }
     println!("\n{}", row::table(&rows));
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&rows.iter().map(Row::to_json).collect::<Vec<_>>())?;

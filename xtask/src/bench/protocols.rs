@@ -5,8 +5,14 @@
 //!   client:  --> "ready"                 "work KIND BYTES TASKS WARM_MS MS" --> "begin", {"operations", ...}
 //! ```
 //!
+//! A node answers `count` with what its replicas and its log have done.
+//!
 //! It ends when its input does, and so with whoever started it.
 
+mod in_process;
+mod raft;
+mod etcd;
+mod openraft_alone;
 mod grpc;
 mod ours;
 mod streams;
@@ -14,7 +20,8 @@ mod tcp;
 mod tls;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,14 +39,42 @@ pub struct PeerOptions {
     protocol: Protocol,
     role: Role,
     /// The folder with the certificates
-    #[arg(long)]
+    #[arg(long, default_value = ".")]
     tls: PathBuf,
     /// Where to listen, or whom to connect to
-    #[arg(long)]
+    #[arg(long, default_value = "127.0.0.1:0")]
     address: SocketAddr,
     /// Where the other side is, for protocols in which both dial
     #[arg(long)]
     peer: Option<SocketAddr>,
+    /// This node's name, where there are several
+    #[arg(long, default_value = "")]
+    name: String,
+    /// The folder of a node's data
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// The nodes that replicate, once for each
+    #[arg(long = "member", value_name = "NAME=ADDRESS")]
+    members: Vec<MemberAddress>,
+    /// Raft groups on these nodes
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+}
+
+/// A node that replicates: `NAME=ADDRESS`.
+#[derive(Debug, Clone)]
+struct MemberAddress {
+    name: String,
+    address: SocketAddr,
+}
+
+impl FromStr for MemberAddress {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, address) = text.split_once('=').context("NAME=ADDRESS is expected")?;
+        Ok(MemberAddress { name: name.to_owned(), address: address.parse()? })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
@@ -56,6 +91,16 @@ pub enum Protocol {
     Streaming,
     /// Frames like ours over one connection of TLS over TCP
     Tcp,
+    /// rafted-value with its log on disk
+    Raft,
+    /// rafted-value with nothing on disk
+    RaftInMemory,
+    /// rafted-value with nothing on disk, three replicas in the client's process
+    RaftInProcess,
+    /// openraft by itself, three nodes in the client's process
+    OpenraftAlone,
+    /// etcd, whose nodes are its own program
+    Etcd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,9 +123,9 @@ impl Counter {
     }
 }
 
-/// Makes the certificates of both sides.
-pub fn make_certificates(folder: &std::path::Path) -> Result<()> {
-    tls::make(folder)
+/// Makes the certificates of a server and a client, and of nodes of these names.
+pub fn make_certificates(folder: &Path, nodes: &[&str]) -> Result<()> {
+    tls::make(folder, nodes)
 }
 
 /// Runs until the input ends.
@@ -91,11 +136,19 @@ pub fn run(options: PeerOptions) -> Result<()> {
             (Role::Server, Protocol::Streams) => streams::serve(&options).await,
             (Role::Server, Protocol::Unary | Protocol::Streaming) => grpc::serve(&options).await,
             (Role::Server, Protocol::Tcp) => tcp::serve(&options).await,
+            (Role::Server, Protocol::Raft | Protocol::RaftInMemory) => raft::serve(&options).await,
+            (Role::Server, Protocol::RaftInProcess | Protocol::OpenraftAlone | Protocol::Etcd) => {
+                bail!("this protocol has no server of its own")
+            }
             (Role::Client, Protocol::Ours | Protocol::OursAsTask) => ours::connect(&options).await,
             (Role::Client, Protocol::Streams) => work(streams::connect(&options).await?).await,
             (Role::Client, Protocol::Unary) => work(grpc::connect_unary(&options).await?).await,
             (Role::Client, Protocol::Streaming) => work(grpc::connect_streaming(&options).await?).await,
             (Role::Client, Protocol::Tcp) => work(tcp::connect(&options).await?).await,
+            (Role::Client, Protocol::Raft | Protocol::RaftInMemory) => raft::connect(&options).await,
+            (Role::Client, Protocol::RaftInProcess) => work(in_process::connect().await?).await,
+            (Role::Client, Protocol::OpenraftAlone) => work(openraft_alone::connect().await?).await,
+            (Role::Client, Protocol::Etcd) => work(etcd::connect(&options).await?).await,
         }
     })
 }

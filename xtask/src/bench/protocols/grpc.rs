@@ -26,7 +26,7 @@ const STREAMING: &str = "/bench.Echo/Streaming";
 const STREAM_DEPTH: usize = 16;
 
 #[derive(Clone, Copy, Default)]
-struct BytesCodec;
+pub struct BytesCodec;
 
 impl Codec for BytesCodec {
     type Encode = Bytes;
@@ -170,10 +170,6 @@ pub async fn connect_unary(options: &PeerOptions) -> Result<Unary> {
 }
 
 impl Client for Unary {
-    async fn cast(&self, _body: &[u8]) -> Result<()> {
-        bail!("gRPC has no messages without an answer")
-    }
-
     async fn call(&self, body: &[u8]) -> Result<()> {
         let mut grpc = tonic::client::Grpc::new(self.channel.clone());
         grpc.ready().await?;
@@ -181,10 +177,6 @@ impl Client for Unary {
         let answer = grpc.unary(request, PathAndQuery::from_static(UNARY), BytesCodec).await?;
         ensure!(answer.get_ref() == body, "the answer is another one");
         Ok(())
-    }
-
-    async fn stream(&self, _piece: &[u8]) -> Result<()> {
-        bail!("streams are measured over QUIC")
     }
 }
 
@@ -205,10 +197,6 @@ pub async fn connect_streaming(options: &PeerOptions) -> Result<StreamPerCaller>
 }
 
 impl Client for StreamPerCaller {
-    async fn cast(&self, _body: &[u8]) -> Result<()> {
-        bail!("gRPC has no messages without an answer")
-    }
-
     async fn call(&self, body: &[u8]) -> Result<()> {
         let mut stream = self.stream.lock().await;
         if stream.is_none() {
@@ -224,9 +212,5 @@ impl Client for StreamPerCaller {
         let answer = answers.message().await?;
         ensure!(answer.as_deref() == Some(body), "the answer is another one");
         Ok(())
-    }
-
-    async fn stream(&self, _piece: &[u8]) -> Result<()> {
-        bail!("streams are measured over QUIC")
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use batched_comm::{
     Address, Endpoint, EndpointConfig, Identity, Mailbox, Message, NodeName, PeerEvent, PeerState, Request, Sender,
     rkyv,
@@ -109,10 +109,6 @@ impl Client for Ours {
         let answer = self.small.call(&Payload::of(body)?, TIMEOUT).await?;
         ensure!(answer.bytes == body, "the answer is another one");
         Ok(())
-    }
-
-    async fn stream(&self, _piece: &[u8]) -> Result<()> {
-        bail!("what is to be compared with a stream is casts")
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, oneshot};
@@ -172,9 +172,5 @@ impl Client for Tcp {
         let answer = answer.await.context("the connection was closed")?;
         ensure!(answer == body, "the answer is another one");
         Ok(())
-    }
-
-    async fn stream(&self, _piece: &[u8]) -> Result<()> {
-        bail!("streams are measured over QUIC")
     }
 }

@@ -19,11 +19,11 @@ pub fn name(role: Role) -> &'static str {
     }
 }
 
-/// Makes the CA and the certificates of both sides.
-pub fn make(folder: &Path) -> Result<()> {
+/// Makes the CA and the certificates of both sides, and of nodes of these names.
+pub fn make(folder: &Path, nodes: &[&str]) -> Result<()> {
     batched_comm::tls::init_ca(folder)?;
-    for role in [Role::Server, Role::Client] {
-        batched_comm::tls::issue(folder, name(role), &[])?;
+    for name in [name(Role::Server), name(Role::Client)].iter().chain(nodes) {
+        batched_comm::tls::issue(folder, name, &[])?;
     }
     Ok(())
 }

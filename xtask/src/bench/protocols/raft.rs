@@ -1,0 +1,196 @@
+//! rafted-value: a node that hosts replicas with a durable log, and a client process that is a member of nothing.
+//!
+//! The client reaches the groups by the library's own means: a `GroupClient` over a `QuicTransport` from an endpoint of
+//! its own, with a session, so that each command has an id and runs once. It learns the leader by redirects and goes
+//! straight to it, as etcd's client does here.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use batched_comm::{Endpoint, Identity, NodeName};
+use rafted_value::{
+    ClientSession, Clock, ClusterTag, GroupClient, GroupConfig, QuicTransport, Replica, Route, Store, SystemClock,
+    UntypedReplica, Value, decode_answer, decode_reply, encode_command, encode_query,
+};
+use serde_json::json;
+
+use super::{Client, PeerOptions, Protocol, input, now_us, work};
+
+/// How long one operation may take.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+rafted_value::messages! {
+    /// What is replicated: like a key-value store's table.
+    #[derive(Default)]
+    pub struct Table { rows: BTreeMap<u64, Vec<u8>> }
+    pub struct Put { key: u64, bytes: Vec<u8> }
+}
+
+impl Value for Table {
+    type Command = Put;
+    type Reply = bool;
+    type Query = u64;
+    type Answer = Option<Vec<u8>>;
+
+    fn command(&mut self, put: Put) -> bool {
+        self.rows.insert(put.key, put.bytes).is_some()
+    }
+
+    fn query(&self, key: u64) -> Option<Vec<u8>> {
+        self.rows.get(&key).cloned()
+    }
+}
+
+/// The name of a group.
+pub fn group_name(group: usize) -> String {
+    format!("bench-{group}")
+}
+
+/// The defaults; but the heartbeats of thousands of groups that stay awake would be all that is measured.
+fn config(options: &PeerOptions) -> Result<GroupConfig> {
+    if options.groups == 1 {
+        return Ok(GroupConfig::default());
+    }
+    let seconds = Duration::from_secs;
+    Ok(GroupConfig::default().with_timing(seconds(10), seconds(40), seconds(80))?)
+}
+
+/// A node: hosts a replica of every group, and says what its log has done.
+pub async fn serve(options: &PeerOptions) -> Result<()> {
+    let name = options.name.as_str();
+    let endpoint = Endpoint::bind(options.address, Identity::load(&options.tls, name)?).await?;
+    let store = match (&options.data, options.protocol) {
+        (_, Protocol::RaftInMemory) => Store::memory(name),
+        (Some(data), _) => Store::open(data, name).await?,
+        (None, _) => bail!("a node with a log needs --data"),
+    };
+    let mut replicas = Vec::new();
+    for group in 0..options.groups {
+        let mut builder = Replica::<Table>::builder(&group_name(group)).config(config(options)?);
+        // The first member forms the group, and leads it then: groups are spread over the nodes.
+        let members = options.members.iter().cycle().skip(group % options.members.len());
+        for member in members.take(options.members.len()) {
+            builder = builder.member(&member.name, member.address);
+        }
+        replicas.push(builder.start(&store, &endpoint).await?);
+    }
+    println!("ready {} {}", endpoint.local_address(), now_us());
+    let mut input = input();
+    while let Some(line) = input.next_line().await? {
+        ensure!(line == "count", "a node knows no command {line:?}");
+        let log = store.log_stats();
+        let applied: u64 = replicas.iter().map(|replica| *replica.untyped().applied().borrow()).sum();
+        println!("{}", json!({ "applied": applied, "entries": log.entries, "batches": log.batches }));
+    }
+    Ok(())
+}
+
+/// A client of groups.
+#[derive(Clone)]
+pub struct RaftClient {
+    groups: Arc<Vec<(String, GroupClient)>>,
+    next: Arc<AtomicU64>,
+    session: ClientSession,
+    clock: SystemClock,
+}
+
+impl RaftClient {
+    pub fn new(groups: Vec<(String, GroupClient)>) -> RaftClient {
+        let (next, session) = (Arc::default(), ClientSession::random());
+        RaftClient { groups: Arc::new(groups), next, session, clock: SystemClock::default() }
+    }
+
+    /// One group after the other.
+    fn group(&self) -> &(String, GroupClient) {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) as usize;
+        &self.groups[next % self.groups.len()]
+    }
+
+    /// Waits until every group has answered.
+    pub async fn ready(&self) -> Result<()> {
+        for _ in 0..self.groups.len() {
+            self.write(0, &[]).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Client for RaftClient {
+    async fn write(&self, key: u64, body: &[u8]) -> Result<()> {
+        let (group, client) = self.group();
+        let open = self.session.open(self.clock.wall(), TIMEOUT).await;
+        let command = encode_command::<Table>(&Put { key, bytes: body.to_vec() }, Some(open.id()), 0)?;
+        let reply = client.command(group, command, TIMEOUT).await?;
+        decode_reply::<Table>(&reply)?;
+        Ok(())
+    }
+
+    async fn read(&self, key: u64, body: &[u8]) -> Result<()> {
+        let (group, client) = self.group();
+        let answer = client.query(group, encode_query::<Table>(&key)?, TIMEOUT).await?;
+        ensure!(decode_answer::<Table>(&answer)?.as_deref() == Some(body), "key {key} holds something else");
+        Ok(())
+    }
+}
+
+/// A client process.
+pub async fn connect(options: &PeerOptions) -> Result<()> {
+    let endpoint = Endpoint::bind(options.address, Identity::load(&options.tls, &options.name)?).await?;
+    for member in &options.members {
+        let name: NodeName = member.name.parse().with_context(|| format!("{} is no node's name", member.name))?;
+        endpoint.set_peer(&name, vec![member.address]);
+    }
+    let nodes: Vec<_> = options.members.iter().map(|member| member.name.clone()).collect();
+    let groups = (0..options.groups).map(|group| {
+        let name = group_name(group);
+        let transport = Arc::new(QuicTransport::to_group(endpoint.clone(), &name));
+        let route = Arc::new(Members::new(&options.name, nodes.clone(), None));
+        (name, GroupClient::new(route, transport))
+    });
+    let client = RaftClient::new(groups.collect());
+    client.ready().await?;
+    work(client).await
+}
+
+/// A route to nodes that do not change.
+pub struct Members {
+    here: String,
+    nodes: Vec<String>,
+    local: Option<UntypedReplica>,
+    leader: Mutex<Option<String>>,
+}
+
+impl Members {
+    pub fn new(here: &str, nodes: Vec<String>, local: Option<UntypedReplica>) -> Members {
+        Members { here: here.to_owned(), nodes, local, leader: Mutex::default() }
+    }
+}
+
+impl Route for Members {
+    fn here(&self) -> &str {
+        &self.here
+    }
+
+    fn local(&self, _group: &str) -> Option<UntypedReplica> {
+        self.local.clone()
+    }
+
+    fn nodes(&self, _group: &str) -> Vec<String> {
+        self.nodes.clone()
+    }
+
+    fn identity(&self, _group: &str) -> Option<(ClusterTag, u64)> {
+        Some((ClusterTag::default(), 0))
+    }
+
+    fn leader(&self, _group: &str) -> Option<String> {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_leader(&self, _group: &str, node: Option<&str>) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = node.map(str::to_owned);
+    }
+}
