@@ -17,6 +17,11 @@
 
 mod appender;
 mod recovery;
+mod replay;
+mod survey;
+mod scan;
+mod in_order;
+mod progress;
 mod read;
 mod config;
 mod queue;

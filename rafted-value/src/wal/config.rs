@@ -10,6 +10,7 @@ pub(crate) struct WalConfig {
     pub(super) cache_bytes: usize,
     pub(super) reserve_segments: usize,
     pub(super) salt: Option<Salt>,
+    recovery_threads: Option<usize>,
 }
 
 /// The smallest segment: some batches must fit.
@@ -20,13 +21,21 @@ pub(crate) const MIN_SEGMENT_BYTES: u64 = 16 * 1024;
 pub(crate) const MAX_SEGMENT_BYTES: u64 = 1024 * 1024 * 1024;
 /// A batch's body stays below this, or below half a segment, so that one sync does not take for ever.
 const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;
+/// Beyond these, a disk gives little more.
+const MAX_RECOVERY_THREADS: usize = 8;
 /// Callers wait in [`Wal::room`] while more than this is queued.
 pub(super) const MAX_QUEUED_BYTES: usize = 32 * 1024 * 1024;
 
 impl Default for WalConfig {
     /// Segments of 64 MiB, two of them in reserve for a full disk, and 64 MiB of recent entries in memory.
     fn default() -> Self {
-        Self { segment_bytes: 64 * 1024 * 1024, cache_bytes: 64 * 1024 * 1024, reserve_segments: 2, salt: None }
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            cache_bytes: 64 * 1024 * 1024,
+            reserve_segments: 2,
+            salt: None,
+            recovery_threads: None,
+        }
     }
 }
 
@@ -51,6 +60,19 @@ impl WalConfig {
     pub(crate) fn with_salt(mut self, salt: Salt) -> Self {
         self.salt = Some(salt);
         self
+    }
+
+    /// How many threads read segments when the log is opened.
+    #[cfg(test)]
+    pub(crate) fn with_recovery_threads(mut self, threads: usize) -> Self {
+        self.recovery_threads = Some(threads);
+        self
+    }
+
+    /// One for each processor, up to a bound: each holds two segments or three in memory.
+    pub(super) fn recovery_threads(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        self.recovery_threads.unwrap_or_else(|| processors().min(MAX_RECOVERY_THREADS))
     }
 
     /// The most that an empty segment takes, in bytes of one batch's body.

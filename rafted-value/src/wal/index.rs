@@ -189,6 +189,10 @@ impl Index {
         self.replicas.contains_key(&replica)
     }
 
+    pub(crate) fn replica_count(&self) -> usize {
+        self.replicas.len()
+    }
+
     pub(crate) fn replicas(&self) -> Vec<ReplicaRecord> {
         self.replicas.values().filter_map(|state| Some(state.created.as_ref()?.value.clone())).collect()
     }

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod full;
 mod model;
+mod parallel;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
