@@ -102,9 +102,9 @@ impl<'a, V: Value> GroupCommand<'a, V> {
             },
         };
         let id = self.open.or(own.as_ref()).map(OpenCommand::id);
-        let bytes = encode_command::<V>(&self.command, id, self.key_hash).map_err(malformed)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let reply = node.client.command(&self.group.name, bytes, left).await?;
+        let name = &self.group.name;
+        let reply = node.client.typed_command::<V>(name, &self.command, id, self.key_hash, left).await?;
         decode_reply::<V>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
     }
 }

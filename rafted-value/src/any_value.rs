@@ -40,6 +40,7 @@ type Restore = fn(u32, &mut dyn PieceSource) -> Result<Box<dyn AnyValue>, Upgrad
 pub struct ValueFactory {
     create: fn() -> Box<dyn AnyValue>,
     restore: Restore,
+    version: u32,
     can_read: fn(u32, &[u8]) -> Result<(), UpgradeError>,
     environment: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -53,6 +54,7 @@ impl ValueFactory {
                 let read = contained(|| V::read_pieces(version, &mut PieceReader::new(source)));
                 Ok(Box::new(Typed(read.map_err(PieceError::Failed)??)))
             },
+            version: V::VERSION,
             // Of this version, it is read when it is applied.
             can_read: |version, bytes| {
                 if version == V::VERSION { Ok(()) } else { read_command::<V>(version, bytes).map(drop) }
@@ -77,6 +79,11 @@ impl ValueFactory {
     /// Whether a command may be logged: one that this program cannot read would stop it.
     pub(crate) fn can_read(&self, version: u32, payload: &[u8]) -> Result<(), UpgradeError> {
         (self.can_read)(version, payload)
+    }
+
+    /// The program's version of the value.
+    pub(crate) fn version(&self) -> u32 {
+        self.version
     }
 
     pub(crate) fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {

@@ -16,12 +16,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::command::CommandId;
+use crate::encoding::{encode_command, encode_command_as};
 use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
 use crate::group::UntypedReplica;
 use crate::proposer::ProposeError;
 use crate::reader::ReadError;
 use crate::rpc::{Answer, ClusterTag, Envelope, Request, RequestBody};
 use crate::transport::{Transport, TransportError};
+use crate::value::Value;
+use crate::wire::WireError;
 
 /// Where the replicas of a group are, as far as this process knows.
 pub trait Route: Send + Sync + 'static {
@@ -109,6 +113,36 @@ impl GroupClient {
             Some(_) => UnknownOutcome::Timeout(timeout).into(),
             None => NotHappened::NoLeader { group: group.to_owned(), waited: timeout }.into(),
         })
+    }
+
+    /// Gets a typed command answered, as [`GroupClient::command`] does; the reply is encoded. While a member of the group
+    /// does not read the program's version, it goes in an older form, where the value has one.
+    pub async fn typed_command<V: Value>(
+        &self,
+        group: &str,
+        command: &V::Command,
+        id: Option<CommandId>,
+        key_hash: u32,
+        timeout: Duration,
+    ) -> Result<Bytes, CommandError> {
+        let malformed = |error: WireError| NotHappened::Malformed(error.to_string());
+        let deadline = deadline_in(timeout);
+        let mut version = V::VERSION;
+        let mut bytes = encode_command::<V>(command, id, key_hash).map_err(malformed)?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let refusal = match self.command(group, bytes, left).await {
+                Err(CommandError::NotHappened(refusal)) => refusal,
+                outcome => return outcome,
+            };
+            // Each turn goes to an older version, so that this ends.
+            let older = match &refusal {
+                NotHappened::VersionNotReadable { readable: Some(older), .. } if *older < version => *older,
+                _ => return Err(refusal.into()),
+            };
+            let Some(again) = encode_command_as::<V>(older, command, id, key_hash) else { return Err(refusal.into()) };
+            (version, bytes) = (older, again);
+        }
     }
 
     /// Gets an encoded query answered, linearizably.

@@ -18,6 +18,7 @@ pub(crate) const HEADER_BYTES: usize = 64;
 const FORMAT: u8 = 1;
 const KIND_ONCE: u8 = 1;
 const KIND_PLAIN: u8 = 2;
+const SCHEMA_AT: std::ops::Range<usize> = 4..8;
 const STAMP_AT: std::ops::Range<usize> = 8..16;
 
 /// 128 random bits for one client process.
@@ -108,6 +109,11 @@ pub(crate) fn stamp(encoded: &mut BytesMut, now: LogTime) {
     }
 }
 
+/// The value's version that encoded a command's payload.
+pub(crate) fn schema(encoded: &[u8]) -> u32 {
+    encoded.get(SCHEMA_AT).and_then(|field| field.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
 /// Whether an encoded command may be sent more than once.
 pub(crate) fn has_id(encoded: &[u8]) -> bool {
     encoded.get(1) == Some(&KIND_ONCE)
@@ -143,6 +149,7 @@ mod tests {
         golden.extend(b"pay");
         assert_eq!(&bytes[..], &golden[..]);
         assert_eq!(bytes.len(), HEADER_BYTES + 3);
+        assert_eq!(schema(&bytes), 2);
     }
 
     #[test]

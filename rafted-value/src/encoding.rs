@@ -17,6 +17,18 @@ pub fn encode_command<V: Value>(
     Ok(Command { id, schema: V::VERSION, stamp: LogTime::default(), key_hash, payload }.encode().freeze())
 }
 
+/// Encodes a command as the older `version` of the value reads it; `None` where that cannot be said in that version
+/// (see [`Value::downgrade_command`]).
+pub fn encode_command_as<V: Value>(
+    version: u32,
+    command: &V::Command,
+    id: Option<CommandId>,
+    key_hash: u32,
+) -> Option<Bytes> {
+    let payload = Bytes::from(V::downgrade_command(version, command)?);
+    Some(Command { id, schema: version, stamp: LogTime::default(), key_hash, payload }.encode().freeze())
+}
+
 /// Decodes a command's reply.
 pub fn decode_reply<V: Value>(reply: &[u8]) -> Result<V::Reply, WireError> {
     decode(reply)

@@ -72,6 +72,21 @@ pub enum NotHappened {
         /// The group.
         group: String,
     },
+    /// Not every member's program reads commands of this version yet.
+    #[error(
+        "a command of version {version} was given, which the members {lagging:?} of group {group} are not known to read; \
+         upgrade them, or send what version {readable:?} reads"
+    )]
+    VersionNotReadable {
+        /// The group.
+        group: String,
+        /// The command's version.
+        version: u32,
+        /// The newest version that is known to be read by every member, if any is.
+        readable: Option<u32>,
+        /// The nodes that do not read it, or have not said so.
+        lagging: Vec<String>,
+    },
     /// A member could not prove in time that its value is young enough.
     #[error(
         "this member of group {group} could not prove within {waited:?} that it has all that was committed {max:?} \
@@ -126,14 +141,7 @@ impl QueryError {
 impl NotHappened {
     /// Whether waiting may help.
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::NoLeader { .. }
-                | Self::Overloaded { .. }
-                | Self::Stopped { .. }
-                | Self::DiskFull { .. }
-                | Self::Stale { .. }
-        )
+        !matches!(self, Self::TooLarge { .. } | Self::Malformed(_))
     }
 }
 
@@ -202,7 +210,7 @@ pub enum StartError {
     },
     /// Another version of the program wrote what this one finds.
     #[error(
-        "group {group}: its snapshot cannot be read by this program: {reason}; nothing is damaged, run the newer program"
+        "group {group}: this program cannot read what is stored: {reason}; nothing is damaged, run the newer program"
     )]
     Unreadable {
         /// The group.

@@ -13,14 +13,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::machine::{Raft, Shared};
+use crate::machine::Shared;
+use crate::peers::Peers;
 use crate::reader::{Read, ReadError};
-use crate::rpc::{Answer, ClusterTag, Envelope, Request, RequestBody};
-use crate::status::{Member, ReplicaId};
-use crate::transport::Transport;
+use crate::rpc::{Answer, RequestBody};
 
 /// Queries with a bound that may wait at one replica; one more is refused.
 pub(crate) const MAX_WAITING: usize = 16_384;
@@ -92,25 +90,14 @@ impl Freshness {
     }
 }
 
-/// What a round needs in order to ask the leader.
-pub(crate) struct Asker {
-    pub(crate) raft: Raft,
-    pub(crate) replica: ReplicaId,
-    pub(crate) cluster: ClusterTag,
-    pub(crate) incarnation: u64,
-    pub(crate) group: String,
-    pub(crate) reads: mpsc::Sender<Read>,
-    pub(crate) transport: Arc<dyn Transport>,
-}
-
 /// Makes proofs as they are asked for; runs until it is dropped.
-pub(crate) async fn run(asker: Asker, shared: Arc<Shared>, freshness: Arc<Freshness>) {
+pub(crate) async fn run(peers: Peers, reads: mpsc::Sender<Read>, shared: Arc<Shared>, freshness: Arc<Freshness>) {
     let mut demand = freshness.demand.subscribe();
     while demand.changed().await.is_ok() {
         while freshness.is_demanded() {
             let asked_at = shared.monotonic();
             metrics::counter!("rafted_value_staleness_rounds_total").increment(1);
-            match asker.read_index().await {
+            match read_index(&peers, &reads).await {
                 Some(entries) => {
                     freshness.proof.send_replace(Some(Proof { asked_at, entries }));
                 }
@@ -120,32 +107,15 @@ pub(crate) async fn run(asker: Asker, shared: Arc<Shared>, freshness: Arc<Freshn
     }
 }
 
-impl Asker {
-    /// How many entries hold all that is committed now, by the word of the leader after a round of heartbeats.
-    async fn read_index(&self) -> Option<u64> {
-        let metrics = self.raft.metrics();
-        let (id, member) = {
-            let metrics = metrics.borrow_watched();
-            let id = metrics.current_leader?;
-            (ReplicaId::new(id)?, metrics.membership_config.membership().get_node(&id)?.clone())
-        };
-        if id == self.replica { index_of(&self.reads, ROUND_PATIENCE).await.ok() } else { self.ask(id, &member).await }
+/// How many entries hold all that is committed now, by the word of the leader after a round of heartbeats.
+async fn read_index(peers: &Peers, reads: &mpsc::Sender<Read>) -> Option<u64> {
+    let (leader, member) = peers.leader()?;
+    if leader == peers.replica {
+        return index_of(reads, ROUND_PATIENCE).await.ok();
     }
-
-    async fn ask(&self, leader: ReplicaId, member: &Member) -> Option<u64> {
-        let envelope = Envelope {
-            cluster: self.cluster,
-            incarnation: self.incarnation,
-            from: Some(self.replica),
-            to: Some(leader),
-            group: self.group.clone(),
-        };
-        let request = Request { envelope, body: RequestBody::ReadIndex }.encode();
-        let answer = self.transport.call(&member.name, request, ROUND_PATIENCE).await.ok()?;
-        match Answer::decode(answer) {
-            Ok(Answer::ReadIndex { entries }) => Some(entries),
-            _ => None,
-        }
+    match peers.ask(leader, &member, RequestBody::ReadIndex, ROUND_PATIENCE).await {
+        Some(Answer::ReadIndex { entries }) => Some(entries),
+        _ => None,
     }
 }
 

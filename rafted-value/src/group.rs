@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,21 +23,24 @@ use crate::any_value::ValueFactory;
 use crate::command::Command;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
-use crate::freshness::{self, Asker, Freshness};
+use crate::freshness::{self, Freshness};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Raft, Shared};
 use crate::membership::{self, members_of, position};
 use crate::network::Network;
 use crate::openraft_types::{Vote, decode_payload, entry};
+use crate::peers::Peers;
 use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
+use crate::readable;
 use crate::reader::{self, Read, ReadError};
+use crate::roster::Roster;
 use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
 use crate::runtime;
 use crate::snapshot::{ReadError as SnapshotError, SnapshotStore};
 use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
 use crate::store::{Running, Store};
 use crate::transport::{Body, BoxFuture, Handler, Transport};
-use crate::value::{Context, Value};
+use crate::value::{Context, UpgradeError, Value};
 
 /// Queries that may wait for a round at one replica; one more waits outside.
 const MAX_QUEUED_QUERIES: usize = 16_384;
@@ -77,6 +81,8 @@ struct Inner {
     limits: Limits,
     reads: mpsc::Sender<Read>,
     freshness: Arc<Freshness>,
+    /// That entries which it cannot read are refused is said once.
+    warned_unreadable: AtomicBool,
     /// No fleet places its replicas: members ask each other to be let in.
     is_alone: bool,
     /// The proposer and the reader: they end with this.
@@ -99,16 +105,28 @@ impl UntypedReplica {
         let shared = Shared::new(group.clone(), factory, store.clock().clone());
         let snapshots = store.snapshots_of(spec.replica);
         let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.threads().clone());
-        let opened = store.threads().run(move || Machine::open(opening, to_open, threads)).await;
-        let machine = opened
-            .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?
-            .map_err(|error| match error {
-                SnapshotError::Damaged(reason) => StartError::Damaged { group: group.clone(), reason },
+        let (wal, replica) = (store.wal().clone(), spec.replica.get());
+        let name = group.clone();
+        let open = move || {
+            let damaged =
+                |group, error: &dyn std::fmt::Display| StartError::Damaged { group, reason: error.to_string() };
+            let machine = Machine::open(opening.clone(), to_open, threads).map_err(|error| match error {
                 SnapshotError::Unreadable(error) => {
-                    StartError::Unreadable { group: group.clone(), reason: error.to_string() }
+                    StartError::Unreadable { group: name.clone(), reason: format!("its snapshot: {error}") }
                 }
-                SnapshotError::Io(error) => StartError::Damaged { group: group.clone(), reason: error.to_string() },
+                error => damaged(name.clone(), &error),
             })?;
+            // Found before the core runs: once it does, it can only stop.
+            let next = *opening.applied_count().borrow();
+            match readable::log(opening.factory(), &wal, replica, next) {
+                Ok(None) => Ok(machine),
+                Ok(Some(error)) => Err(StartError::Unreadable { group: name, reason: error.to_string() }),
+                Err(error) => Err(damaged(name, &error)),
+            }
+        };
+        let opened = store.threads().run(open).await;
+        let machine =
+            opened.map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })??;
         let config = spec
             .config
             .to_openraft(&group)
@@ -129,18 +147,18 @@ impl UntypedReplica {
         let limits = Limits::new(spec.config.max_queued_commands());
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let mut tasks = JoinSet::new();
-        runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), proposal_queue));
-        let freshness = Arc::new(Freshness::default());
-        let asker = Asker {
+        let peers = Peers {
             raft: raft.clone(),
             replica: spec.replica,
             cluster: spec.cluster,
             incarnation: spec.incarnation,
             group,
-            reads: reads.clone(),
             transport,
         };
-        runtime::spawn_on(&mut tasks, freshness::run(asker, shared.clone(), freshness.clone()));
+        let roster = Roster::new(peers.clone());
+        runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), roster, proposal_queue));
+        let freshness = Arc::new(Freshness::default());
+        runtime::spawn_on(&mut tasks, freshness::run(peers, reads.clone(), shared.clone(), freshness.clone()));
         let reader = reader::run(raft.clone(), shared.clone(), store.threads().clone(), read_queue);
         runtime::spawn_on(&mut tasks, reader);
         Ok(Self {
@@ -155,6 +173,7 @@ impl UntypedReplica {
                 limits,
                 reads,
                 freshness,
+                warned_unreadable: AtomicBool::new(false),
                 is_alone: spec_is_alone,
                 tasks: Mutex::new(tasks),
             }),
@@ -231,8 +250,18 @@ impl UntypedReplica {
         let malformed = |error: String| refused(NotHappened::Malformed(error));
         let decoded = Command::decode(command.clone()).map_err(|error| malformed(error.to_string()))?;
         // A command that a replica cannot read would stop it: it must not get into the log.
-        let readable = self.inner.shared.factory().can_read(decoded.schema, &decoded.payload);
-        readable.map_err(|error| malformed(format!("this node cannot read the command: {error}")))?;
+        let factory = self.inner.shared.factory();
+        factory.can_read(decoded.schema, &decoded.payload).map_err(|error| match error {
+            UpgradeError::UnknownVersion { found: version, .. } if version > factory.version() => {
+                refused(NotHappened::VersionNotReadable {
+                    group: self.inner.spec.group.clone(),
+                    version,
+                    readable: Some(factory.version()),
+                    lagging: vec![self.inner.store.node().name],
+                })
+            }
+            error => malformed(format!("this node cannot read the command: {error}")),
+        })?;
         let group = || self.inner.spec.group.clone();
         let overloaded = || {
             let queued = self.inner.spec.config.max_queued_commands();
@@ -448,6 +477,7 @@ impl UntypedReplica {
             RequestBody::QueryWithStaleness { max, query } => {
                 self.read_with_staleness(query, max, timeout).await.into()
             }
+            RequestBody::Versions if exact => Answer::Versions { newest: self.inner.shared.factory().version() },
             RequestBody::ReadIndex if exact => match freshness::index_of(&self.inner.reads, timeout).await {
                 Ok(entries) => Answer::ReadIndex { entries },
                 Err(ReadError::NotLeader { leader }) => not_leader(leader),
@@ -461,6 +491,7 @@ impl UntypedReplica {
             | RequestBody::TransferLeader { .. }
             | RequestBody::Join { .. }
             | RequestBody::ReadIndex
+            | RequestBody::Versions
             | RequestBody::Snapshot { .. } => Answer::WrongReplica,
         }
     }
@@ -485,6 +516,11 @@ impl UntypedReplica {
         }
         let mut entries = Vec::with_capacity(append.entries.len());
         for (term, index, payload) in append.entries {
+            // Its sender takes this replica for unreachable: it gets the entry again when its program reads it.
+            if let Err(unreadable) = readable::entry(self.inner.shared.factory(), index, &payload) {
+                self.warn_unreadable(&unreadable);
+                return self.stopped(&unreadable);
+            }
             match decode_payload(payload) {
                 Ok(payload) => entries.push(entry(term, index, payload)),
                 Err(error) => {
@@ -504,6 +540,14 @@ impl UntypedReplica {
             Ok(AppendEntriesResponse::Conflict) => Answer::AppendConflict,
             Ok(AppendEntriesResponse::HigherVote(vote)) => Answer::AppendHigherVote(vote),
             Err(error) => self.stopped(&error),
+        }
+    }
+
+    fn warn_unreadable(&self, unreadable: &readable::Unreadable) {
+        metrics::counter!("rafted_value_unreadable_entries_total").increment(1);
+        if !self.inner.warned_unreadable.swap(true, Ordering::Relaxed) {
+            let group = &self.inner.spec.group;
+            tracing::error!(%group, %unreadable, "this replica takes no more entries; run the newer program here");
         }
     }
 

@@ -6,16 +6,19 @@ mod replica;
 mod quic;
 #[cfg(feature = "quic")]
 mod formation;
-mod encoding;
 mod client;
+mod encoding;
 mod group;
 mod membership;
 mod proposer;
+mod roster;
 mod freshness;
+mod peers;
 mod reader;
 mod network;
 mod log_store;
 mod machine;
+mod readable;
 mod store;
 mod snapshot;
 mod any_value;
@@ -44,7 +47,7 @@ pub use crate::clock::{Clock, SystemClock};
 pub use crate::codec::Malformed;
 pub use crate::command::{CommandId, SessionId};
 pub use crate::config::{ConfigError, GroupConfig};
-pub use crate::encoding::{decode_answer, decode_reply, encode_command, encode_query};
+pub use crate::encoding::{decode_answer, decode_reply, encode_command, encode_command_as, encode_query};
 pub use crate::error::{
     CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, StoreError, UnknownOutcome,
 };

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
     last_stamp: Mutex<LastStamp>,
+    /// As the sessions say; a copy that is never locked for long.
+    version_in_use: Mutex<Option<u32>>,
     /// One above the last applied index, 0 before the first.
     applied: watch::Sender<u64>,
 }
@@ -83,6 +85,7 @@ impl Shared {
             clock,
             state: RwLock::new(state),
             last_stamp: Mutex::new(last_stamp),
+            version_in_use: Mutex::new(None),
             applied: watch::Sender::new(0),
         })
     }
@@ -104,6 +107,15 @@ impl Shared {
     pub(crate) fn next_stamp(&self) -> LogTime {
         let last = *self.last_stamp.lock().unwrap_or_else(PoisonError::into_inner);
         next_stamp(last.log_time, self.clock.wall(), self.clock.monotonic().saturating_sub(last.at))
+    }
+
+    /// The newest version of which a command was applied, if any was.
+    pub(crate) fn version_in_use(&self) -> Option<u32> {
+        *self.version_in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember_version(&self, state: &State) {
+        *self.version_in_use.lock().unwrap_or_else(PoisonError::into_inner) = state.sessions.version_in_use();
     }
 
     fn remember_stamp(&self, log_time: LogTime) {
@@ -178,6 +190,10 @@ impl Shared {
             self.remember_stamp(command.stamp);
         }
         let now = state.log_time;
+        if state.sessions.version_in_use() < Some(command.schema) {
+            state.sessions.use_version(command.schema);
+            self.remember_version(state);
+        }
         state.sessions.expire(now);
         if let Some(id) = &command.id {
             match state.sessions.judge(id, now) {
@@ -227,6 +243,7 @@ impl Shared {
             log_time: content.log_time,
         };
         let applied = next.applied.map_or(0, |id| id.index + 1);
+        self.remember_version(&next);
         let old = std::mem::replace(&mut *self.write(), next);
         self.remember_stamp(content.log_time);
         self.applied.send_replace(applied);

@@ -133,6 +133,11 @@ pub(crate) fn decode_payload(bytes: Bytes) -> Result<Payload, Malformed> {
     }
 }
 
+/// The command in an encoded payload, if it is one; shares the buffer.
+pub(crate) fn command_of(payload: &Bytes) -> Option<Bytes> {
+    (payload.first() == Some(&PAYLOAD_COMMAND)).then(|| payload.slice(1..))
+}
+
 pub(crate) fn write_membership(writer: &mut Writer, membership: &Membership) {
     let configs = membership.get_joint_config();
     writer.length(configs.len());

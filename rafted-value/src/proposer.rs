@@ -14,6 +14,7 @@ use crate::command;
 use crate::error::{CommandError, UnknownOutcome};
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::{Applied, EntryData, Types};
+use crate::roster::Roster;
 use crate::status::{Member, ReplicaId};
 
 /// Commands in one message to openraft's core.
@@ -88,7 +89,7 @@ impl Limits {
 }
 
 /// Runs until the queue's senders are gone.
-pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut queue: mpsc::Receiver<Proposal>) {
+pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut roster: Roster, mut queue: mpsc::Receiver<Proposal>) {
     let mut batch = Vec::new();
     let mut in_flight = FuturesUnordered::new();
     loop {
@@ -101,6 +102,7 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut queue: mpsc::Receiv
                 if count == 0 {
                     break;
                 }
+                refuse_unreadable(&raft, &shared, &mut roster, &mut batch).await;
                 let (commands, replies) = stamped(&shared, &mut batch);
                 match raft.client_write_many(commands).await {
                     Ok(results) => in_flight.push(deliver(results, replies)),
@@ -110,6 +112,25 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut queue: mpsc::Receiv
         }
     }
     while in_flight.next().await.is_some() {}
+}
+
+/// Refuses what some member may not be able to read.
+async fn refuse_unreadable(raft: &Raft, shared: &Shared, roster: &mut Roster, batch: &mut Vec<Proposal>) {
+    let in_use = shared.version_in_use();
+    let mut versions: Vec<u32> = batch.iter().map(|proposal| command::schema(&proposal.command)).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    // Whoever does not lead appends nothing, and says so more to the point.
+    versions.retain(|version| in_use.is_none_or(|in_use| *version > in_use) && raft.is_leader());
+    for version in versions {
+        let Err(refusal) = roster.admit(version, in_use, shared.monotonic()).await else { continue };
+        let of_version = |proposal: &Proposal| command::schema(&proposal.command) == version;
+        let (refused, admitted): (Vec<_>, Vec<_>) = std::mem::take(batch).into_iter().partition(of_version);
+        *batch = admitted;
+        for proposal in refused {
+            proposal.reply.send(Err(CommandError::NotHappened(refusal.clone()).into()));
+        }
+    }
 }
 
 fn stamped(shared: &Shared, batch: &mut Vec<Proposal>) -> (Vec<EntryData>, Vec<Reply>) {

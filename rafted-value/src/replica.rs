@@ -15,7 +15,7 @@ use crate::any_value::ValueFactory;
 use crate::client::{GroupClient, Route};
 use crate::clock::{Clock, SystemClock};
 use crate::config::GroupConfig;
-use crate::encoding::{decode_answer, decode_reply, encode_command, encode_query};
+use crate::encoding::{decode_answer, decode_reply, encode_query};
 use crate::error::{CommandError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::formation::Formation;
 use crate::group::{ReplicaSpec, UntypedReplica};
@@ -234,9 +234,8 @@ impl<V: Value> CommandRequest<V> {
     async fn run(self) -> Result<V::Reply, CommandError> {
         let inner = &self.replica.inner;
         let open = inner.session.open(inner.clock.wall(), self.timeout).await;
-        let malformed = |error: crate::wire::WireError| NotHappened::Malformed(error.to_string());
-        let bytes = encode_command::<V>(&self.command, Some(open.id()), 0).map_err(malformed)?;
-        let reply = inner.client.command(&inner.group, bytes, self.timeout).await?;
+        let reply =
+            inner.client.typed_command::<V>(&inner.group, &self.command, Some(open.id()), 0, self.timeout).await?;
         decode_reply::<V>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
     }
 }

@@ -87,6 +87,8 @@ pub(crate) enum RequestBody {
     },
     /// For the leader: how many entries hold all that is committed now?
     ReadIndex,
+    /// Which version of the value does your program have? It reads that one's commands and those before it.
+    Versions,
     /// Who are you, and do you know members? From the founder, it also asks for the promise that nobody else founds.
     Hello {
         founder: bool,
@@ -133,6 +135,9 @@ pub(crate) enum Answer {
     Reply(Bytes),
     ReadIndex {
         entries: u64,
+    },
+    Versions {
+        newest: u32,
     },
     Hello {
         replica: u64,
@@ -248,6 +253,7 @@ impl RequestBody {
                 writer.raw(query);
             }
             Self::ReadIndex => writer.u8(21),
+            Self::Versions => writer.u8(22),
             Self::Hello { founder } => {
                 writer.u8(9);
                 writer.u8(u8::from(*founder));
@@ -295,6 +301,7 @@ impl RequestBody {
                 return Ok(Self::QueryWithStaleness { max, query: reader.rest() });
             }
             21 => Self::ReadIndex,
+            22 => Self::Versions,
             9 => Self::Hello { founder: read_bool(&mut reader)? },
             10 => Self::Join { replica: reader.u64()?, member: Member::read(&mut reader)? },
             _ => return Err(reader.malformed()),
@@ -383,6 +390,10 @@ impl Answer {
                 writer.u8(20);
                 writer.u64(*entries);
             }
+            Self::Versions { newest } => {
+                writer.u8(21);
+                writer.u32(*newest);
+            }
             Self::Hello { replica, node, initialized } => {
                 writer.u8(11);
                 writer.u64(*replica);
@@ -439,6 +450,7 @@ impl Answer {
             10 => return Ok(Self::Reply(reader.rest())),
             11 => Self::Hello { replica: reader.u64()?, node: reader.u64()?, initialized: read_bool(&mut reader)? },
             20 => Self::ReadIndex { entries: reader.u64()? },
+            21 => Self::Versions { newest: reader.u32()? },
             12 => Self::Done,
             13 => Self::WrongReplica,
             14 => Self::NotLeader { leader: reader.option(|reader| Ok((reader.u64()?, Member::read(reader)?)))? },
@@ -482,6 +494,14 @@ fn write_not_happened(writer: &mut Writer, reason: &NotHappened) {
             writer.u8(6);
             writer.str(group);
         }
+        NotHappened::VersionNotReadable { group, version, readable, lagging } => {
+            writer.u8(21);
+            writer.str(group);
+            writer.u32(*version);
+            writer.option(*readable, Writer::u32);
+            writer.length(lagging.len());
+            lagging.iter().for_each(|name| writer.str(name));
+        }
         NotHappened::Stale { group, max, waited } => {
             writer.u8(20);
             writer.str(group);
@@ -499,6 +519,15 @@ fn read_not_happened(reader: &mut Reader) -> Result<NotHappened, Malformed> {
         4 => NotHappened::Stopped { group: reader.string()?, reason: reader.string()? },
         5 => NotHappened::Malformed(reader.string()?),
         6 => NotHappened::DiskFull { group: reader.string()? },
+        21 => {
+            let (group, version) = (reader.string()?, reader.u32()?);
+            let readable = reader.option(Reader::u32)?;
+            let mut lagging = Vec::new();
+            for _ in 0..reader.count(4)? {
+                lagging.push(reader.string()?);
+            }
+            NotHappened::VersionNotReadable { group, version, readable, lagging }
+        }
         20 => {
             NotHappened::Stale { group: reader.string()?, max: read_duration(reader)?, waited: read_duration(reader)? }
         }

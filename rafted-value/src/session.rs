@@ -47,6 +47,8 @@ pub(crate) struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
     /// When records and sessions are forgotten; a session stands here with the serial `u64::MAX`.
     expiry: BTreeSet<(LogTime, SessionId, u64)>,
+    /// The newest version of which a command was applied: every member reads it, or is known to lag.
+    version_in_use: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +92,16 @@ impl Sessions {
         }
         self.raise_low_water(id);
         Verdict::Run
+    }
+
+    /// The newest version of which a command was applied, if any was.
+    pub(crate) fn version_in_use(&self) -> Option<u32> {
+        self.version_in_use
+    }
+
+    /// A command of this version is applied.
+    pub(crate) fn use_version(&mut self, version: u32) {
+        self.version_in_use = self.version_in_use.max(Some(version));
     }
 
     /// Remembers that the command ran.

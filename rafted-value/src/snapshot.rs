@@ -87,7 +87,8 @@ impl Content {
     /// Writes it piece by piece. User code runs here, for as long as the value is large.
     fn write(&self, id: u64, spool: Spool) -> io::Result<Spool> {
         let mut frames = FrameWriter::begin(spool, id)?;
-        let head = Head { version: self.value.version(), log_time: self.log_time, meta: self.meta.clone() };
+        let (version, version_in_use) = (self.value.version(), self.sessions.version_in_use());
+        let head = Head { version, log_time: self.log_time, version_in_use, meta: self.meta.clone() };
         frames.piece(Kind::Head, &head.encode())?;
         self.sessions.write_pieces(|piece| frames.piece(Kind::Sessions, piece))?;
         let mut sink = ValueSink { frames, failed: None };
@@ -106,8 +107,11 @@ impl Content {
         let malformed = |error: crate::codec::Malformed| ReadError::Damaged(error.to_string());
         let mut buffer = AlignedVec::new();
         frames.piece(Kind::Head, &mut buffer)?;
-        let Head { version, log_time, meta } = Head::decode(&buffer).map_err(malformed)?;
+        let Head { version, log_time, version_in_use, meta } = Head::decode(&buffer).map_err(malformed)?;
         let mut sessions = Sessions::default();
+        if let Some(version) = version_in_use {
+            sessions.use_version(version);
+        }
         while frames.peek()? == Kind::Sessions {
             buffer.clear();
             frames.piece(Kind::Sessions, &mut buffer)?;

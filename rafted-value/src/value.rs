@@ -27,7 +27,14 @@ use crate::wire::{Wire, WireError, decode};
 /// A `command` that panics is answered with an error on every replica and the group goes on, but the
 /// value keeps whatever the command had changed before it panicked: check before you change.
 pub trait Value: Wire + Clone + Default {
-    /// Raised when the archived form of the value or its commands changes; see [`Value::upgrade`].
+    /// Raised when the archived form of the value or its commands changes; see [`Value::upgrade`] and
+    /// [`Value::upgrade_command`]: a version must read the commands of the one before it.
+    ///
+    /// A group is upgraded node by node. Commands of a new version are proposed from the moment on when every member,
+    /// voter or learner, says that its program reads them; before, they are refused, or sent in an older form by
+    /// [`Value::downgrade_command`]. An older program that is started again where newer commands or snapshots are stored
+    /// says so and changes nothing. Queries, answers and replies carry no version: they keep their archived form while two
+    /// versions run side by side (give a new kind of query a field for it beforehand, or stop all nodes to change them).
     const VERSION: u32 = 1;
     /// What changes the value.
     type Command: Wire;
@@ -113,6 +120,16 @@ pub trait Value: Wire + Clone + Default {
     fn read_pieces(version: u32, pieces: &mut PieceReader<'_>) -> Result<Self, UpgradeError> {
         let whole = pieces.read_bytes()?.ok_or(PieceError::Missing)?;
         if version == Self::VERSION { Ok(decode(whole)?) } else { Self::upgrade(version, whole) }
+    }
+
+    /// Encodes a command for members whose program has the older `version`; `None` if that version cannot say it. With
+    /// this, upgraded nodes go on serving while others of the group are not yet upgraded; the default has no way, and
+    /// new commands are refused until every member reads them ([`NotHappened::VersionNotReadable`]).
+    ///
+    /// [`NotHappened::VersionNotReadable`]: crate::NotHappened::VersionNotReadable
+    fn downgrade_command(version: u32, command: &Self::Command) -> Option<Vec<u8>> {
+        let _ = (version, command);
+        None
     }
 
     /// Reads a snapshot that was written by another [`Value::VERSION`] in one piece. The default knows none.

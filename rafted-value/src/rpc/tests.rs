@@ -46,6 +46,7 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::QueryAny(Bytes::new()),
         RequestBody::QueryWithStaleness { max: std::time::Duration::from_millis(7), query: Bytes::from_static(b"q") },
         RequestBody::ReadIndex,
+        RequestBody::Versions,
         RequestBody::Hello { founder: true },
         RequestBody::Join { replica: 5, member: member() },
     ]

@@ -52,6 +52,8 @@ impl Kind {
 pub(super) struct Head {
     pub(super) version: u32,
     pub(super) log_time: LogTime,
+    /// The newest version of which a command was applied.
+    pub(super) version_in_use: Option<u32>,
     pub(super) meta: SnapshotMeta,
 }
 
@@ -60,6 +62,7 @@ impl Head {
         let mut writer = Writer::default();
         writer.u32(self.version);
         writer.u64(self.log_time.as_millis());
+        writer.option(self.version_in_use, Writer::u32);
         write_snapshot_meta(&mut writer, &self.meta);
         writer.into_bytes()
     }
@@ -67,9 +70,10 @@ impl Head {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes::Bytes::copy_from_slice(bytes), "head of a snapshot");
         let (version, log_time) = (reader.u32()?, LogTime::from_millis(reader.u64()?));
+        let version_in_use = reader.option(Reader::u32)?;
         let meta = read_snapshot_meta(&mut reader)?;
         reader.end()?;
-        Ok(Self { version, log_time, meta })
+        Ok(Self { version, log_time, version_in_use, meta })
     }
 }
 
@@ -268,9 +272,14 @@ mod tests {
 
     #[test]
     fn the_head_is_these_bytes() {
-        let head = Head { version: 7, log_time: LogTime::from_millis(9), meta: SnapshotMeta::default() };
+        let head = Head {
+            version: 7,
+            log_time: LogTime::from_millis(9),
+            version_in_use: Some(5),
+            meta: SnapshotMeta::default(),
+        };
         let bytes = head.encode();
-        assert_eq!(bytes[..], [7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]);
+        assert_eq!(bytes[..], [7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]);
         assert_eq!(Head::decode(&bytes).unwrap(), head);
     }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rafted_value::{
     ClientSession, Clock, ClusterTag, CommandError, GroupClient, GroupConfig, Member, QueryError, ReplicaId,
-    ReplicaSpec, Role, Route, Store, StoreError, SystemClock, UntypedReplica, Value, ValueFactory, decode_answer,
-    decode_reply, encode_command, encode_query,
+    ReplicaSpec, Role, Route, StartError, Store, StoreError, SystemClock, UntypedReplica, Value, ValueFactory,
+    decode_answer, decode_reply, encode_command, encode_query,
 };
 
 use crate::hub::Hub;
@@ -86,19 +86,24 @@ pub struct Cluster {
 impl Cluster {
     /// `names` as the first members, in memory.
     pub async fn memory(names: &[&str]) -> Self {
-        Self::form(names, None, GroupConfig::default()).await
+        Self::form(names, None, GroupConfig::default(), ValueFactory::of::<Journal>(None)).await
     }
 
     /// `names` as the first members, each with a directory.
     pub async fn durable(names: &[&str], config: GroupConfig) -> Self {
-        Self::form(names, Some(tempfile::tempdir().unwrap()), config).await
+        Self::durable_as(names, config, ValueFactory::of::<Journal>(None)).await
     }
 
-    async fn form(names: &[&str], dirs: Option<tempfile::TempDir>, config: GroupConfig) -> Self {
+    /// As [`Cluster::durable`], with another program's value.
+    pub async fn durable_as(names: &[&str], config: GroupConfig, factory: ValueFactory) -> Self {
+        Self::form(names, Some(tempfile::tempdir().unwrap()), config, factory).await
+    }
+
+    async fn form(names: &[&str], dirs: Option<tempfile::TempDir>, config: GroupConfig, factory: ValueFactory) -> Self {
         let session = ClientSession::random();
         let mut cluster = Self { hub: Hub::default(), nodes: BTreeMap::new(), session, dirs, config };
         for name in names {
-            cluster.start(name).await;
+            cluster.start_as(name, factory.clone()).await.unwrap();
         }
         let members = cluster.nodes.values().map(|node| (node.replica.spec().replica, cluster.member(&node.name)));
         let members: BTreeMap<ReplicaId, Member> = members.collect();
@@ -117,6 +122,11 @@ impl Cluster {
 
     /// Starts a node, with what its directory holds.
     pub async fn start(&mut self, name: &str) {
+        self.start_as(name, ValueFactory::of::<Journal>(None)).await.unwrap();
+    }
+
+    /// Starts a node with another program's value.
+    pub async fn start_as(&mut self, name: &str, factory: ValueFactory) -> Result<(), StartError> {
         let store = match self.dir(name) {
             Some(dir) => open(dir, name).await,
             None => Store::memory(name),
@@ -134,10 +144,17 @@ impl Cluster {
             config: self.config.clone(),
             is_alone: false,
         };
-        let factory = ValueFactory::of::<Journal>(None);
-        let replica = UntypedReplica::start(&store, spec, factory, self.hub.transport(name)).await.unwrap();
+        let started = UntypedReplica::start(&store, spec, factory, self.hub.transport(name)).await;
+        let replica = match started {
+            Ok(replica) => replica,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
+            }
+        };
         self.hub.attach(name, replica.clone());
         self.nodes.insert(name.to_owned(), Node { name: name.to_owned(), store, replica });
+        Ok(())
     }
 
     /// Stops a node; its directory stays.

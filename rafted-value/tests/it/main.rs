@@ -9,3 +9,4 @@ mod identity;
 mod quic;
 mod stale;
 mod staleness;
+mod versions;
