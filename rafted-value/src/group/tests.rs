@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::openraft_types::{log_id, vote};
+use crate::rpc::{Envelope, Request, RequestBody};
 use crate::transport::TransportError;
 
 #[derive(Debug, Clone, PartialEq, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]

@@ -1,0 +1,231 @@
+//! Answers the requests that other nodes and clients send to a replica.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+};
+
+use super::UntypedReplica;
+use crate::error::{MembersError, NotHappened};
+use crate::freshness;
+use crate::membership;
+use crate::openraft_types::{Vote, decode_payload, entry};
+use crate::proposer::ProposeError;
+use crate::readable;
+use crate::reader::ReadError;
+use crate::rpc::{Answer, Append, Envelope, Request, RequestBody};
+use crate::status::{Member, ReplicaId, Role};
+use crate::transport::Body;
+
+impl UntypedReplica {
+    /// Whether a request is for exactly this replica.
+    fn is_for_me(&self, envelope: &Envelope) -> bool {
+        let spec = &self.inner.spec;
+        envelope.group == spec.group
+            && envelope.cluster == spec.cluster
+            && envelope.incarnation == spec.incarnation
+            && envelope.to.is_none_or(|to| to == spec.replica)
+    }
+
+    pub(super) async fn answer(&self, request: Bytes, timeout: Duration) -> Answer {
+        let request = match Request::decode(request) {
+            Ok(request) => request,
+            Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
+        };
+        if !self.is_for_me(&request.envelope) {
+            return Answer::WrongReplica;
+        }
+        let exact = request.envelope.to.is_some();
+        match request.body {
+            RequestBody::Append(append) if exact => self.append(append).await,
+            RequestBody::Vote { vote, last, transfer } if exact => {
+                let request = VoteRequest { vote, last_log_id: last, leadership_transfer: transfer };
+                vote_answer(self.inner.raft.vote(request).await)
+            }
+            RequestBody::PreVote { vote, last, transfer } if exact => {
+                let request = VoteRequest { vote, last_log_id: last, leadership_transfer: transfer };
+                vote_answer(self.inner.raft.pre_vote(request).await)
+            }
+            RequestBody::TransferLeader { from, to, last } if exact => {
+                self.take_over(TransferLeaderRequest::new(from, to, last)).await
+            }
+            RequestBody::Command(command) => match self.propose(command, timeout).await {
+                Ok(reply) => Answer::Reply(reply),
+                Err(ProposeError::NotLeader { leader }) => not_leader(leader),
+                Err(ProposeError::Command(error)) => Err(error).into(),
+            },
+            RequestBody::Query(query) => match self.read(query, timeout).await {
+                Ok(answer) => Answer::Reply(answer),
+                Err(ReadError::NotLeader { leader }) => not_leader(leader),
+                Err(ReadError::Query(error)) => Err(error).into(),
+            },
+            RequestBody::QueryAny(query) => self.read_any(query).await.into(),
+            RequestBody::QueryWithStaleness { max, query } => {
+                self.read_with_staleness(query, max, timeout).await.into()
+            }
+            RequestBody::Versions if exact => Answer::Versions { newest: self.inner.shared.factory().version() },
+            RequestBody::ReadIndex if exact => match freshness::index_of(&self.inner.reads, timeout).await {
+                Ok(entries) => Answer::ReadIndex { entries },
+                Err(ReadError::NotLeader { leader }) => not_leader(leader),
+                Err(ReadError::Query(error)) => Err(error).into(),
+            },
+            RequestBody::Hello { founder } => self.hello(request.envelope.from.filter(|_| founder)).await,
+            RequestBody::Join { replica, member } if self.inner.is_alone => self.let_in(replica, member).await,
+            RequestBody::Append(_)
+            | RequestBody::Vote { .. }
+            | RequestBody::PreVote { .. }
+            | RequestBody::TransferLeader { .. }
+            | RequestBody::Join { .. }
+            | RequestBody::ReadIndex
+            | RequestBody::Versions
+            | RequestBody::Snapshot { .. } => Answer::WrongReplica,
+        }
+    }
+
+    async fn hello(&self, founder: Option<ReplicaId>) -> Answer {
+        let inner = &self.inner;
+        let mut initialized = self.status().members.position.is_some();
+        if let Some(founder) = founder.filter(|_| inner.is_alone && !initialized) {
+            match inner.store.promise_founder(&inner.spec.group, founder).await {
+                // Another one may have founded it.
+                Ok(promised) => initialized = !promised,
+                Err(error) => return self.stopped(&error),
+            }
+        }
+        Answer::Hello { replica: inner.spec.replica.get(), node: inner.store.node().node_id, initialized }
+    }
+
+    async fn append(&self, append: Append) -> Answer {
+        // Heartbeats go on; entries wait at the leader until there is room.
+        if !append.entries.is_empty() && self.inner.store.wal().is_full() {
+            return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
+        }
+        let mut entries = Vec::with_capacity(append.entries.len());
+        for (term, index, payload) in append.entries {
+            // Its sender takes this replica for unreachable: it gets the entry again when its program reads it.
+            if let Err(unreadable) = readable::entry(self.inner.shared.factory(), index, &payload) {
+                self.warn_unreadable(&unreadable);
+                return self.stopped(&unreadable);
+            }
+            match decode_payload(payload) {
+                Ok(payload) => entries.push(entry(term, index, payload)),
+                Err(error) => {
+                    return Answer::NotHappened(NotHappened::Malformed(error.to_string()));
+                }
+            }
+        }
+        let request = AppendEntriesRequest {
+            vote: append.vote,
+            prev_log_id: append.previous,
+            entries,
+            leader_commit: append.commit,
+        };
+        match self.inner.raft.append_entries(request).await {
+            Ok(AppendEntriesResponse::Success) => Answer::AppendSuccess,
+            Ok(AppendEntriesResponse::PartialSuccess(last)) => Answer::AppendPartial(last),
+            Ok(AppendEntriesResponse::Conflict) => Answer::AppendConflict,
+            Ok(AppendEntriesResponse::HigherVote(vote)) => Answer::AppendHigherVote(vote),
+            Err(error) => self.stopped(&error),
+        }
+    }
+
+    fn warn_unreadable(&self, unreadable: &readable::Unreadable) {
+        metrics::counter!("rafted_value_unreadable_entries_total").increment(1);
+        if !self.inner.warned_unreadable.swap(true, Ordering::Relaxed) {
+            let group = &self.inner.spec.group;
+            tracing::error!(%group, %unreadable, "this replica takes no more entries; run the newer program here");
+        }
+    }
+
+    async fn take_over(&self, request: TransferLeaderRequest<crate::openraft_types::Types>) -> Answer {
+        match self.inner.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => Answer::TransferAccepted,
+            Ok(Err(TransferLeaderError::VoteChanged { expected, actual })) => {
+                Answer::TransferVoteChanged { expected, actual }
+            }
+            Ok(Err(TransferLeaderError::LogNotFlushed { expected, actual })) => {
+                Answer::TransferLogNotFlushed { expected, actual }
+            }
+            Err(error) => self.stopped(&error),
+        }
+    }
+
+    pub(super) async fn answer_with_body(&self, request: Bytes, body: Box<dyn Body>) -> Answer {
+        let request = match Request::decode(request) {
+            Ok(request) => request,
+            Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
+        };
+        if !self.is_for_me(&request.envelope) || request.envelope.to.is_none() {
+            return Answer::WrongReplica;
+        }
+        let RequestBody::Snapshot { vote, meta } = request.body else {
+            return Answer::NotHappened(NotHappened::Malformed("this request has no body".into()));
+        };
+        self.install_snapshot(vote, meta, body).await
+    }
+
+    async fn install_snapshot(
+        &self,
+        vote: Vote,
+        meta: crate::openraft_types::SnapshotMeta,
+        body: Box<dyn Body>,
+    ) -> Answer {
+        if self.inner.snapshots.is_full() {
+            return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
+        }
+        // Judged before openraft sees it: what it has accepted must not turn out to be damaged or unreadable.
+        let received = match self.inner.snapshots.receive(body, &meta, self.inner.shared.factory()).await {
+            Ok(received) => received,
+            Err(error) => return self.stopped(&error),
+        };
+        let snapshot = openraft::storage::Snapshot { meta, snapshot: received };
+        match self.inner.raft.install_full_snapshot(vote, snapshot).await {
+            Ok(response) => Answer::Snapshot { vote: response.vote },
+            Err(error) => self.stopped(&error),
+        }
+    }
+
+    /// Admits a replica in place of others on a node of its name: learner, caught up, voter.
+    async fn let_in(&self, replica: u64, member: Member) -> Answer {
+        let status = self.status();
+        if status.role != Role::Leader {
+            let leader = status.leader_member().map(|(id, member)| (id, member.clone()));
+            return not_leader(leader);
+        }
+        let Some(id) = ReplicaId::new(replica) else {
+            return Answer::NotHappened(NotHappened::Malformed("0 is no replica's id".into()));
+        };
+        match membership::let_in(&self.inner.raft, &status, id, member).await {
+            Ok(()) => Answer::Done,
+            Err(MembersError::NotLeader { .. }) => not_leader(None),
+            Err(error) => Answer::NotHappened(NotHappened::Stopped {
+                group: self.inner.spec.group.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {
+        let (group, reason) = (self.inner.spec.group.clone(), error.to_string());
+        Answer::NotHappened(NotHappened::Stopped { group, reason })
+    }
+}
+
+fn vote_answer<E: std::fmt::Display>(
+    response: Result<openraft::raft::VoteResponse<crate::openraft_types::Types>, E>,
+) -> Answer {
+    match response {
+        Ok(response) => {
+            Answer::Vote { vote: response.vote, granted: response.vote_granted, last: response.last_log_id }
+        }
+        // Neither granted nor refused: the replica has stopped.
+        Err(_) => Answer::WrongReplica,
+    }
+}
+
+fn not_leader(leader: Option<(ReplicaId, Member)>) -> Answer {
+    Answer::NotLeader { leader: leader.map(|(id, member)| (id.get(), member)) }
+}
