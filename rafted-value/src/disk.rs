@@ -199,6 +199,7 @@ mod system {
     }
 }
 
+pub(crate) mod guarded;
 #[cfg(test)]
 pub(crate) mod faulty;
 

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::{Clock, SystemClock};
+use crate::disk::guarded::GuardedDisk;
 use crate::disk::{Disk, DiskLock, RealDisk};
 use crate::error::StoreError;
 use crate::node_file::{self, NodeFile};
@@ -177,6 +178,8 @@ impl Store {
             .collect();
         snapshot::sweep(&*disk, &snapshot_dir, |file| in_use.iter().any(|used| used == file))
             .map_err(at(&snapshot_dir))?;
+        let failing = wal.clone();
+        let disk = Arc::new(GuardedDisk::new(disk, Arc::new(move |reason| failing.fail(reason))));
         Ok(Self::assemble(around, name, node, wal, Some(Files { disk, dir, _lock: lock })))
     }
 

@@ -240,6 +240,15 @@ impl Wal {
         self.state_lock().full
     }
 
+    /// Ends the log, as after a failed write of its own: another file of the node's cannot be written.
+    pub(crate) fn fail(&self, reason: &str) {
+        if self.state_lock().life == Life::Open {
+            tracing::error!(reason, "the disk has failed");
+            self.handle.shared.poison(reason, Vec::new());
+            self.handle.shared.work.notify_one();
+        }
+    }
+
     /// Figures since the log was opened.
     pub(crate) fn stats(&self) -> WalStats {
         let state = self.state_lock();
