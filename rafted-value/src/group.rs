@@ -428,6 +428,27 @@ impl UntypedReplica {
         Box::pin(async move { this.answer_with_body(request, body).await.encode() })
     }
 
+    /// Why openraft has stopped, if it has.
+    #[cfg(test)]
+    pub(crate) fn fatal(&self) -> Option<String> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics).clone();
+        metrics.running_state.err().map(|error| error.to_string())
+    }
+
+    /// See [`Shared::forget_sessions`].
+    #[cfg(test)]
+    pub(crate) fn forget_sessions(&self) {
+        self.inner.shared.forget_sessions();
+    }
+
+    /// The entries in this replica's log.
+    #[cfg(test)]
+    pub(crate) fn log_entries(&self) -> Vec<crate::wal::LogEntry> {
+        let id = self.inner.spec.replica.get();
+        self.inner.store.wal().read(id, 0..u64::MAX, usize::MAX).unwrap_or_default()
+    }
+
     /// Stops the replica; what it has stored stays.
     pub async fn shutdown(&self) {
         if let Err(error) = self.inner.raft.shutdown().await {

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(test)]
+mod simulation;
 #[cfg(feature = "quic")]
 mod replica;
 #[cfg(feature = "quic")]

@@ -222,6 +222,12 @@ impl Shared {
         Ok(applied)
     }
 
+    /// What a bug would do, which a simulation must notice.
+    #[cfg(test)]
+    pub(crate) fn forget_sessions(&self) {
+        self.write().sessions = Sessions::default();
+    }
+
     /// The state as it is, to be written while commands go on. They wait for the copy, not for the writing.
     fn freeze(&self) -> Content {
         let state = self.read();

@@ -53,6 +53,15 @@ impl Scope {
         SCOPE.scope(self.clone(), future).await
     }
 
+    /// Spawns a task that belongs to the scope.
+    #[cfg(test)]
+    pub(crate) fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        SCOPE.sync_scope(self.clone(), || spawn(future))
+    }
+
     /// Ends every task of the scope where it is; whatever is spawned in it later ends at once.
     #[cfg(test)]
     pub(crate) fn end(&self) {
@@ -224,7 +233,7 @@ mod tests {
         assert!(gone.try_recv().is_err_and(|error| error == tokio::sync::mpsc::error::TryRecvError::Empty));
         scope.end();
         assert_eq!(gone.recv().await, None, "nobody holds the sender any more");
-        let late = scope.run(async { spawn(std::future::pending::<()>()) }).await;
+        let late = scope.spawn(std::future::pending::<()>());
         assert!(late.await.unwrap_err().is_cancelled());
     }
 }

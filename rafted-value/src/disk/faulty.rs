@@ -49,6 +49,8 @@ struct Inner {
     crashed: bool,
     syncs: u64,
     capacity: Option<u64>,
+    /// Syncs of the log do nothing, and say that they did.
+    lies: bool,
     /// Threads that have read a file since [`FaultyDisk::readers`] was asked last.
     readers: Vec<ThreadId>,
 }
@@ -81,6 +83,17 @@ impl FaultyDisk {
     /// Whether the chosen operation was reached and power is lost.
     pub(crate) fn crashed(&self) -> bool {
         self.inner().crashed
+    }
+
+    /// Whether the chosen operation has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        let inner = self.inner();
+        inner.fault.is_some_and(|(at, _)| at < inner.operations)
+    }
+
+    /// From now on syncs of the log do nothing, and say that they did.
+    pub(crate) fn lie(&self) {
+        self.inner().lies = true;
     }
 
     /// Bytes that all files together may have.
@@ -131,8 +144,8 @@ impl FaultyDisk {
             }
         }
         names.retain(|name, _| inner.names.contains_key(name) || !random.random_bool(kept));
-        let capacity = inner.capacity;
-        let restarted = Inner { nodes, durable_names: names.clone(), names, capacity, ..Inner::default() };
+        let (capacity, lies) = (inner.capacity, inner.lies);
+        let restarted = Inner { nodes, durable_names: names.clone(), names, capacity, lies, ..Inner::default() };
         FaultyDisk { inner: Arc::new(Mutex::new(restarted)) }
     }
 
@@ -144,6 +157,7 @@ impl FaultyDisk {
             names: inner.names.clone(),
             durable_names: inner.durable_names.clone(),
             capacity: inner.capacity,
+            lies: inner.lies,
             ..Inner::default()
         };
         FaultyDisk { inner: Arc::new(Mutex::new(reopened)) }
@@ -227,6 +241,11 @@ impl Inner {
         node.unsynced.push(change);
     }
 
+    fn is_log(&self, node: usize) -> bool {
+        let is_in_log = |path: &Path| path.parent().is_some_and(|dir| dir.ends_with("wal"));
+        self.names.iter().any(|(path, &at)| at == node && is_in_log(path))
+    }
+
     fn failing_operation(&mut self) -> io::Result<()> {
         if self.operation()? { Err(io::Error::other("the disk failed")) } else { Ok(()) }
     }
@@ -265,6 +284,9 @@ impl DiskFile for FaultyFile {
             let node = &mut inner.nodes[self.node];
             node.unsynced.clear();
             return Err(io::Error::other("the sync failed"));
+        }
+        if inner.lies && inner.is_log(self.node) {
+            return Ok(());
         }
         inner.syncs += 1;
         let node = &mut inner.nodes[self.node];

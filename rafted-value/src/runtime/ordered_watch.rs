@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use openraft::async_runtime::watch::{RecvError, SendError, Watch, WatchReceiver, WatchSender};
 use openraft::{OptionalSend, OptionalSync};
 use tokio::sync::{Notify, watch};
+use tokio::task::unconstrained;
 
 pub(crate) struct OrderedWatch;
 
@@ -88,7 +89,8 @@ impl<T: OptionalSend + OptionalSync> WatchReceiver<OrderedWatch, T> for OrderedR
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            match self.value.changed().now_or_never() {
+            // Unconstrained: a task that is to yield would be told that nothing has changed, and wait for ever.
+            match unconstrained(self.value.changed()).now_or_never() {
                 Some(seen) => return seen.map_err(|_| RecvError(())),
                 None => changed.await,
             }

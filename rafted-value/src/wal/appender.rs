@@ -113,9 +113,17 @@ impl Appender {
             }
             let waited = shared.work.wait_timeout(state, FULL_RETRY).unwrap_or_else(PoisonError::into_inner);
             drop(waited);
-            self.segments.prepare_again()?;
+            self.ask_again()?;
             state = lock(&shared.state);
-            state.full = self.segments.is_full();
+        }
+        Ok(())
+    }
+
+    /// Asks a disk that was full whether it has room.
+    pub(crate) fn ask_again(&mut self) -> io::Result<()> {
+        if self.segments.full.is_some() {
+            self.segments.prepare_again()?;
+            lock(&self.shared.state).full = self.segments.is_full();
         }
         Ok(())
     }
