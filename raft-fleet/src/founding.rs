@@ -168,5 +168,8 @@ async fn initialize(node: &Node, group: &str, founders: &[Founder]) {
 
 fn first_member(founder: &Founder) -> Option<(ReplicaId, Member)> {
     let (name, zone) = (founder.node.clone(), founder.zone.clone());
-    Some((ReplicaId::new(founder.replica)?, Member { name, node: founder.node_id, zone, decided_at: 0 }))
+    Some((
+        ReplicaId::new(founder.replica)?,
+        Member { name, node: founder.node_id, zone, decided_at: 0, addresses: Vec::new() },
+    ))
 }

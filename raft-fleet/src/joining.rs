@@ -164,7 +164,10 @@ async fn initialize(node: &Node, members: Vec<Promise>) -> Result<(), NodeFailur
 
 fn first_member(promise: &Promise) -> Option<(ReplicaId, Member)> {
     let (name, zone) = (promise.node.clone(), promise.zone.clone());
-    Some((ReplicaId::new(promise.replica)?, Member { name, node: promise.node_id, zone, decided_at: 0 }))
+    Some((
+        ReplicaId::new(promise.replica)?,
+        Member { name, node: promise.node_id, zone, decided_at: 0, addresses: Vec::new() },
+    ))
 }
 
 /// Asks seeds and all other nodes that were heard of where they stand.

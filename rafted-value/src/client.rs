@@ -10,6 +10,8 @@
 //! deadline -> maybe: unknown outcome; else: did not happen
 //! ```
 
+mod changing;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use crate::group::UntypedReplica;
 use crate::proposer::ProposeError;
 use crate::reader::ReadError;
 use crate::rpc::{Answer, ClusterTag, Envelope, Request, RequestBody};
+use crate::status::Member;
 use crate::transport::{Transport, TransportError};
 use crate::value::Value;
 use crate::wire::WireError;
@@ -41,6 +44,10 @@ pub trait Route: Send + Sync + 'static {
     fn leader(&self, group: &str) -> Option<String>;
     /// Remembers the leader's node, or forgets it.
     fn set_leader(&self, group: &str, node: Option<&str>);
+    /// Hears where a member is. Networks that know the nodes by other means need not listen.
+    fn learn(&self, member: &Member) {
+        let _ = member;
+    }
 }
 
 /// Sends commands and queries to the leaders of groups. Clones share it.

@@ -145,6 +145,110 @@ impl NotHappened {
     }
 }
 
+/// Why a lone group's members or leader were not changed by name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// The replica that runs on this node is a voting member.
+    #[error("{name} is a member already; nothing is to be done")]
+    AlreadyJoined {
+        /// The node.
+        name: String,
+    },
+    /// No member is on this node.
+    #[error("{name} is no member; the members are {members:?}")]
+    NotMember {
+        /// Who was named.
+        name: String,
+        /// Who could have been.
+        members: Vec<String>,
+    },
+    /// The member has no vote yet, so that it cannot lead.
+    #[error("{name} does not vote yet; wait until it has all entries")]
+    NotVoter {
+        /// The node.
+        name: String,
+    },
+    /// One change at a time; a change that a lost leader left half done is finished by the next one.
+    #[error("another change of the members is under way; retry soon")]
+    ChangeInProgress,
+    /// Too few of the members that would remain answer.
+    #[error(
+        "{answering} of the {voters} members that would vote answer and have the entries, {needed} must; bring them back first"
+    )]
+    WouldBreakQuorum {
+        /// Who answers and has the entries.
+        answering: usize,
+        /// How many must.
+        needed: usize,
+        /// How many would vote.
+        voters: usize,
+    },
+    /// The leader is not removed, nor is the only member.
+    #[error("{name} leads; replace the leader first")]
+    IsLeader {
+        /// The node.
+        name: String,
+    },
+    /// The member has not answered for a while, or the node to be added did not answer.
+    #[error("{name} does not answer ({}); see that it runs and can be reached", silence(*silent_for))]
+    Unresponsive {
+        /// The node.
+        name: String,
+        /// Since when, where that is known.
+        silent_for: Option<Duration>,
+    },
+    /// The member that is to lead did not get all entries in time.
+    #[error("{name} lacks {entries} entries; retry when it has caught up")]
+    Behind {
+        /// The node.
+        name: String,
+        /// How many it lacks.
+        entries: u64,
+    },
+    /// A later request to replace the leader took this one's place, or cancelled it.
+    #[error("a later request took this one's place, or cancelled it")]
+    Superseded,
+    /// The leader was replaced, but by another one: that one was elected meanwhile.
+    #[error("{name} leads now; ask again")]
+    LedByAnother {
+        /// Who leads.
+        name: String,
+    },
+    /// The members were not changed.
+    #[error("the members were not changed: {0}")]
+    NotHappened(#[from] NotHappened),
+    /// The members may or may not have been changed: look at the status, or ask for the same again.
+    #[error("the members may or may not have been changed: {0}; ask for the same again")]
+    Unknown(#[from] UnknownOutcome),
+}
+
+fn silence(silent_for: Option<Duration>) -> String {
+    silent_for.map_or_else(|| "not once".to_owned(), |silent| format!("for {silent:?}"))
+}
+
+impl MembershipError {
+    /// Whether the change may have been made, or may still be.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
+
+    /// Whether a repeated request is refused because an earlier one has done it.
+    pub(crate) fn says_that_it_was_made(&self) -> bool {
+        matches!(self, Self::AlreadyJoined { .. } | Self::NotMember { .. })
+    }
+
+    /// Whether the same change may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::ChangeInProgress | Self::WouldBreakQuorum { .. } | Self::NotVoter { .. } => true,
+            Self::Unresponsive { .. } | Self::Behind { .. } | Self::LedByAnother { .. } => true,
+            Self::NotHappened(reason) => reason.is_retryable(),
+            Self::AlreadyJoined { .. } | Self::NotMember { .. } | Self::IsLeader { .. } => false,
+            Self::Superseded | Self::Unknown(_) => false,
+        }
+    }
+}
+
 /// Why the members of a group were not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MembersError {
@@ -176,6 +280,20 @@ pub enum MembersError {
     /// The outcome is not known: look at the members again.
     #[error("the change may or may not have been made: {0}")]
     Unknown(String),
+}
+
+/// Why a member's data was not deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// Only a removed member's data is worth nothing to its group.
+    #[error("this is a member of group {group}, as far as it knows; remove it first, from another member")]
+    NotRemoved {
+        /// The group.
+        group: String,
+    },
+    /// The storage refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a group could not be initialized.
@@ -221,6 +339,16 @@ pub enum StartError {
     /// The replica runs already, in this process.
     #[error("replica {replica} of group {group} runs already; shut it down first")]
     Running {
+        /// The group.
+        group: String,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// The group removed this replica; it never comes back.
+    #[error(
+        "replica {replica} was removed from group {group}; delete it with Store::remove_replica, and the node can join as new"
+    )]
+    Removed {
         /// The group.
         group: String,
         /// The replica.

@@ -1,9 +1,10 @@
-//! How the listed members of a lone group become a group, exactly once.
+//! How a member of a lone group gets in: the listed ones form it, exactly once, others join.
 //!
 //! ```text
 //!            every other member answers, none knows members
 //! initiator ------------------------------------------------> initialize with everyone's replica id
-//! anybody   -- somebody knows members, and I am not in -----> ask the leader to let me in
+//! listed    -- somebody knows members, and I am not in -----> ask the leader to let me in
+//! joining   ------------------------------------------------> ask the leader to let me in
 //! anybody   -- the leader's entries reach me ---------------> done
 //! ```
 //!
@@ -12,9 +13,13 @@
 //! was lost is another replica, finds a group or waits for it, and joins it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::change::Change;
+use crate::client::GroupClient;
+use crate::error::MembershipError;
 use crate::group::UntypedReplica;
 use crate::rpc::{Answer, Envelope, Request, RequestBody};
 use crate::status::{Member, ReplicaId};
@@ -25,14 +30,32 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How long an initialized group has to reach a member before that one asks to be let in.
 const ROUNDS_BEFORE_JOINING: u32 = 4;
+/// One attempt to be let in; the next one goes on where it stopped.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the task that forms the group knows.
+/// How a replica becomes a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entrance {
+    /// It is one of those listed, who form the group.
+    Founding {
+        /// The first of the list.
+        is_initiator: bool,
+    },
+    /// It asks members of an existing group to let it in.
+    Joining,
+    /// It waits until a member adds it.
+    Waiting,
+}
+
+/// What the task that forms or joins the group knows.
 pub(crate) struct Formation {
     pub(crate) replica: UntypedReplica,
     pub(crate) me: Member,
-    pub(crate) is_initiator: bool,
-    pub(crate) others: Vec<String>,
+    pub(crate) entrance: Entrance,
+    /// The other listed members, or those through whom it joins, and where they are.
+    pub(crate) others: BTreeMap<String, Vec<SocketAddr>>,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) client: GroupClient,
 }
 
 impl Formation {
@@ -41,15 +64,10 @@ impl Formation {
         let mut pause = FIRST_PAUSE;
         let mut rounds_initialized = 0;
         while !self.is_member() {
-            let answers = self.ask_all().await;
-            let initialized = answers.values().any(|(_, _, initialized)| *initialized);
-            if initialized {
-                rounds_initialized += 1;
-                if rounds_initialized > ROUNDS_BEFORE_JOINING {
-                    self.ask_to_join().await;
-                }
-            } else if self.is_initiator && answers.len() == self.others.len() {
-                self.initialize(&answers).await;
+            match self.entrance {
+                Entrance::Founding { is_initiator } => self.form(is_initiator, &mut rounds_initialized).await,
+                Entrance::Joining => self.ask_to_join().await,
+                Entrance::Waiting => {}
             }
             tokio::time::sleep(pause.mul_f64(crate::runtime::random_range(0.5..1.0))).await;
             pause = (pause * 2).min(MAX_PAUSE);
@@ -61,15 +79,29 @@ impl Formation {
         status.members.is_voter(status.replica)
     }
 
+    async fn form(&self, is_initiator: bool, rounds_initialized: &mut u32) {
+        let answers = self.ask_all(is_initiator).await;
+        let initialized = answers.values().any(|(_, _, initialized)| *initialized);
+        if initialized {
+            *rounds_initialized += 1;
+            if *rounds_initialized > ROUNDS_BEFORE_JOINING {
+                self.ask_to_join().await;
+            }
+        } else if is_initiator && answers.len() == self.others.len() {
+            self.initialize(&answers).await;
+        }
+    }
+
     /// Each other member's replica, its node's number, and whether it knows members.
-    async fn ask_all(&self) -> BTreeMap<String, (ReplicaId, Member, bool)> {
+    async fn ask_all(&self, founder: bool) -> BTreeMap<String, (ReplicaId, Member, bool)> {
         let mut answers = BTreeMap::new();
-        for node in &self.others {
-            if let Some(Answer::Hello { replica, node: number, initialized }) =
-                self.ask(node, RequestBody::Hello { founder: self.is_initiator }).await
+        for (node, addresses) in &self.others {
+            let hello = RequestBody::Hello { founder };
+            if let Some(Answer::Hello { replica, node: number, initialized }) = self.ask(node, hello).await
                 && let Some(id) = ReplicaId::new(replica)
             {
-                let member = Member { name: node.clone(), node: number, zone: String::new(), decided_at: 0 };
+                let addresses = addresses.clone();
+                let member = Member { name: node.clone(), node: number, zone: String::new(), decided_at: 0, addresses };
                 answers.insert(node.clone(), (id, member, initialized));
             }
         }
@@ -86,11 +118,12 @@ impl Formation {
     }
 
     async fn ask_to_join(&self) {
-        let join = RequestBody::Join { replica: self.replica.spec().replica.get(), member: self.me.clone() };
-        for node in &self.others {
-            if let Some(Answer::Done) = self.ask(node, join.clone()).await {
-                return;
-            }
+        let spec = self.replica.spec();
+        let join = Change::Add { replica: spec.replica, member: self.me.clone() };
+        match self.client.change(&spec.group, join, JOIN_PATIENCE).await {
+            // Its entries are on their way.
+            Ok(()) | Err(MembershipError::AlreadyJoined { .. }) => {}
+            Err(error) => tracing::info!(group = %spec.group, %error, "not let in yet, asking again"),
         }
     }
 

@@ -6,24 +6,31 @@
 //!            requests of other nodes ---'                          '--> machine.rs ----> the value
 //! ```
 
+mod changes;
+mod seeing;
+mod answering;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use openraft::{ChangeMembers, ServerState};
+use openraft::ChangeMembers;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+pub(crate) use self::changes::Changed;
+use self::changes::Succession;
 use crate::any_value::ValueFactory;
+use crate::change;
 use crate::command::Command;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Raft, Shared};
-use crate::membership::{self, members_of, position};
+use crate::membership;
 use crate::network::Network;
 use crate::peers::Peers;
 use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
@@ -33,7 +40,7 @@ use crate::roster::Roster;
 use crate::rpc::{Answer, ClusterTag};
 use crate::runtime;
 use crate::snapshot::{ReadError as SnapshotError, SnapshotStore};
-use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
+use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::{Running, Store};
 use crate::transport::{Body, BoxFuture, Handler, Transport};
 use crate::value::{Context, UpgradeError, Value};
@@ -81,6 +88,11 @@ struct Inner {
     warned_unreadable: AtomicBool,
     /// No fleet places its replicas: members ask each other to be let in.
     is_alone: bool,
+    /// The group removed it.
+    removed: AtomicBool,
+    succession: Succession,
+    /// When a leader was heard last, in microseconds of the store's clock.
+    heard_at: AtomicU64,
     /// The proposer and the reader: they end with this.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -142,6 +154,7 @@ impl UntypedReplica {
         let (proposals, proposal_queue) = mpsc::channel(spec.config.max_queued_commands());
         let limits = Limits::new(spec.config.max_queued_commands());
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
+        let heard_at = u64::try_from(store.clock().monotonic().as_micros()).unwrap_or(u64::MAX);
         let mut tasks = JoinSet::new();
         let peers = Peers {
             raft: raft.clone(),
@@ -171,6 +184,9 @@ impl UntypedReplica {
                 freshness,
                 warned_unreadable: AtomicBool::new(false),
                 is_alone: spec_is_alone,
+                removed: AtomicBool::new(false),
+                succession: Succession::default(),
+                heard_at: AtomicU64::new(heard_at),
                 tasks: Mutex::new(tasks),
             }),
         })
@@ -185,35 +201,6 @@ impl UntypedReplica {
     pub async fn initialize(&self, members: BTreeMap<ReplicaId, Member>) -> Result<(), InitializeError> {
         let nodes: BTreeMap<u64, Member> = members.into_iter().map(|(id, member)| (id.get(), member)).collect();
         self.inner.raft.initialize(nodes).await.map_err(membership::initialize_error)
-    }
-
-    /// How this replica sees its group.
-    pub fn status(&self) -> Status {
-        let metrics = self.inner.raft.metrics();
-        let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics).clone();
-        let role = match (&metrics.running_state, metrics.state) {
-            (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
-            (_, ServerState::Learner) => Role::Learner,
-            (_, ServerState::Follower) => Role::Follower,
-            (_, ServerState::Candidate) => Role::Candidate,
-            (_, ServerState::Leader) => Role::Leader,
-        };
-        let matched = metrics
-            .replication
-            .iter()
-            .flatten()
-            .filter_map(|(&id, log_id)| Some((ReplicaId::new(id)?, log_id.as_ref().map(|log_id| log_id.index))));
-        Status {
-            replica: self.inner.spec.replica,
-            role,
-            term: metrics.current_term,
-            leader: metrics.current_leader.and_then(ReplicaId::new),
-            members: members_of(&metrics.membership_config, &metrics.committed_membership_config),
-            last_log_index: metrics.last_log_index,
-            applied: metrics.last_applied.map(position),
-            snapshot: metrics.snapshot.map(position),
-            matched: matched.collect(),
-        }
     }
 
     /// Wakes whenever the role, term, leader or members may have changed; read [`UntypedReplica::status`] then.
@@ -394,7 +381,7 @@ impl UntypedReplica {
         if !status.members.is_voter(to) {
             return Err(MembersError::NotAllowed(format!("{to} is no voter of the group")));
         }
-        if !membership::is_close(&status, to) {
+        if !change::is_close(&status, to) {
             return Err(MembersError::NotAllowed(format!(
                 "{to} does not answer, or lacks entries; wait until it has them"
             )));
@@ -451,12 +438,16 @@ impl UntypedReplica {
 
     /// Stops the replica; what it has stored stays.
     pub async fn shutdown(&self) {
+        self.stop_core().await;
+        drop(self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    async fn stop_core(&self) {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(group = %self.inner.spec.group, %error, "the replica did not stop cleanly");
         }
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.shutdown().await;
-        drop(self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -507,6 +498,5 @@ fn unknown(reason: UnknownOutcome) -> ProposeError {
     CommandError::Unknown(reason).into()
 }
 
-mod answering;
 #[cfg(test)]
 mod tests;

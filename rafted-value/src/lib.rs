@@ -7,6 +7,8 @@ mod replica;
 #[cfg(feature = "quic")]
 mod quic;
 #[cfg(feature = "quic")]
+mod caretaker;
+#[cfg(feature = "quic")]
 mod formation;
 mod client;
 mod encoding;
@@ -26,6 +28,7 @@ mod snapshot;
 mod any_value;
 mod node_file;
 mod rpc;
+mod change;
 mod openraft_types;
 mod session;
 mod wal;
@@ -44,6 +47,7 @@ mod pieces;
 mod wire;
 
 pub use crate::any_value::ValueFactory;
+pub use crate::change::MAX_CATCH_UP_LAG;
 pub use crate::client::{GroupClient, Route, deadline_in};
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::codec::Malformed;
@@ -51,17 +55,20 @@ pub use crate::command::{CommandId, SessionId};
 pub use crate::config::{ConfigError, GroupConfig};
 pub use crate::encoding::{decode_answer, decode_reply, encode_command, encode_command_as, encode_query};
 pub use crate::error::{
-    CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, StoreError, UnknownOutcome,
+    CommandError, DeleteError, InitializeError, MembersError, MembershipError, NotHappened, QueryError, StartError,
+    StoreError, UnknownOutcome,
 };
 pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
-pub use crate::membership::MAX_CATCH_UP_LAG;
 pub use crate::pieces::{PieceError, PieceReader, PieceWriter};
 pub use crate::proposer::ProposeError;
 #[cfg(feature = "quic")]
 pub use crate::quic::{QuicTransport, serve};
 pub use crate::reader::ReadError;
 #[cfg(feature = "quic")]
-pub use crate::replica::{CommandRequest, DEFAULT_TIMEOUT, QueryRequest, Replica, ReplicaBuilder};
+pub use crate::replica::{
+    CommandRequest, DEFAULT_MEMBERSHIP_TIMEOUT, DEFAULT_TIMEOUT, MembershipRequest, QueryRequest, Replica,
+    ReplicaBuilder,
+};
 pub use crate::rpc::{ClusterTag, Envelope, peek};
 pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN};
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};

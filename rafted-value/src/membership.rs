@@ -10,6 +10,7 @@ use openraft::errors::{
 };
 use openraft::raft::Precondition;
 
+use crate::change::is_close;
 use crate::error::{InitializeError, MembersError};
 use crate::machine::Raft;
 use crate::openraft_types::{LogId, StoredMembership, Types, log_id};
@@ -29,16 +30,6 @@ pub(crate) fn members_of(effective: &StoredMembership, committed: &StoredMembers
         position: effective.log_id().map(position),
         committed: effective.log_id() == committed.log_id(),
     }
-}
-
-/// Entries that a replica may lack and still be given a part that others wait for: a vote, or the leadership.
-pub const MAX_CATCH_UP_LAG: u64 = 1_000;
-
-/// Whether the leader knows that a replica has nearly all entries.
-pub(crate) fn is_close(status: &Status, id: ReplicaId) -> bool {
-    let last = status.last_log_index.unwrap_or(0);
-    let matched = status.matched.get(&id).copied().flatten();
-    id == status.replica || matched.is_some_and(|matched| matched.saturating_add(MAX_CATCH_UP_LAG) >= last)
 }
 
 /// Makes one change on the leader. Voters that are left out leave the group. The step's index is written into a
@@ -103,33 +94,6 @@ pub(crate) fn check_voters(status: &Status, voters: &BTreeSet<ReplicaId>) -> Res
         return Err(MembersError::NotAllowed(message));
     }
     Ok(())
-}
-
-/// Admits a replica in place of others on a node of its name: first as a learner, and, when it has caught up and
-/// asks again, as a voter.
-pub(crate) async fn let_in(raft: &Raft, status: &Status, id: ReplicaId, member: Member) -> Result<(), MembersError> {
-    let members = &status.members;
-    if members.is_voter(id) {
-        return Ok(());
-    }
-    let last_membership_log_id = members.position.map(|position| log_id(position.term, position.index));
-    let unchanged = Precondition::LastMembershipLogId { last_membership_log_id };
-    if !members.replicas.contains_key(&id) {
-        let add = ChangeMembers::AddNodes(BTreeMap::from([(id.get(), member)]));
-        let added = raft.change_membership_if(add, false, [unchanged]).await;
-        added.map_err(|error| members_error(error, members.position))?;
-        return Err(MembersError::NotAllowed("it is being given the entries; ask again".into()));
-    }
-    let same_name = |other: &ReplicaId| members.replicas.get(other).is_some_and(|other| other.name == member.name);
-    let mut voters: BTreeSet<ReplicaId> = members.voter_ids().into_iter().filter(|other| !same_name(other)).collect();
-    voters.insert(id);
-    if !is_close(status, id) {
-        return Err(MembersError::NotAllowed("it lacks entries; ask again".into()));
-    }
-    check_voters(status, &voters)?;
-    let voters = voters.into_iter().map(ReplicaId::get).collect();
-    let changed = raft.change_membership_if(ChangeMembers::ReplaceAllVoters(voters), false, [unchanged]).await;
-    changed.map(drop).map_err(|error| members_error(error, members.position))
 }
 
 fn members_error(error: RaftError<Types, ClientWriteError<Types>>, expected: Option<LogPosition>) -> MembersError {

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! "rfnode" 0 format | node id u64 | boot u64 | name | cluster? (id u128, generation u64) | extra
-//!                   | founders: count u32, (group, replica u64) .. | CRC32C u32
+//!                   | founders: count u32, (group, replica u64) .. | removed: count u32, replica u64 .. | CRC32C u32
 //! ```
 //!
 //! It is replaced as a whole: written under another name, synced, renamed, the directory synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::error::StoreError;
 use crate::rpc::ClusterTag;
 
 const FILE: &str = "node";
-const MAGIC: [u8; 8] = *b"rfnode\0\x01";
+const MAGIC: [u8; 8] = *b"rfnode\0\x02";
 /// Far above what a name and a node's addresses take.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -30,13 +30,23 @@ pub(crate) struct NodeFile {
     pub(crate) extra: Vec<u8>,
     /// Which replica alone may found a lone group, as this node has promised it.
     pub(crate) founders: BTreeMap<String, u64>,
+    /// Replicas here that their lone groups have removed, until they are deleted.
+    pub(crate) removed: BTreeSet<u64>,
 }
 
 impl NodeFile {
     /// A node that has never been.
     pub(crate) fn mint(name: &str) -> Self {
         let node_id = crate::runtime::random::<u64>().max(1);
-        Self { node_id, boot: 0, name: name.to_owned(), cluster: None, extra: Vec::new(), founders: BTreeMap::new() }
+        Self {
+            node_id,
+            boot: 0,
+            name: name.to_owned(),
+            cluster: None,
+            extra: Vec::new(),
+            founders: BTreeMap::new(),
+            removed: BTreeSet::new(),
+        }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -55,6 +65,8 @@ impl NodeFile {
             writer.str(group);
             writer.u64(*founder);
         }
+        writer.length(self.removed.len());
+        self.removed.iter().for_each(|&replica| writer.u64(replica));
         let mut bytes = writer.into_bytes().to_vec();
         let checksum = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
@@ -88,9 +100,13 @@ impl NodeFile {
             cluster: reader.option(|reader| Ok(ClusterTag { id: reader.u128()?, generation: reader.u64()? }))?,
             extra: reader.slice()?.to_vec(),
             founders: BTreeMap::new(),
+            removed: BTreeSet::new(),
         };
         for _ in 0..reader.count(12)? {
             node.founders.insert(reader.string()?, reader.u64()?);
+        }
+        for _ in 0..reader.count(8)? {
+            node.removed.insert(reader.u64()?);
         }
         Ok(node)
     }

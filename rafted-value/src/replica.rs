@@ -1,4 +1,7 @@
-//! A replicated value by itself: a fixed list of nodes, one group, typed commands and queries from any member.
+//! A replicated value by itself: one group, whose members come and go; typed commands and queries from any member.
+
+mod members;
+mod route;
 
 use std::collections::BTreeMap;
 use std::future::{Future, IntoFuture};
@@ -11,19 +14,22 @@ use std::time::Duration;
 use batched_comm::{Endpoint, NodeName};
 use tokio::task::JoinSet;
 
+pub use self::members::{DEFAULT_MEMBERSHIP_TIMEOUT, MembershipRequest};
+use self::route::MemberRoute;
 use crate::any_value::ValueFactory;
+use crate::caretaker::Caretaker;
 use crate::client::{GroupClient, Route};
 use crate::clock::{Clock, SystemClock};
 use crate::config::GroupConfig;
 use crate::encoding::{decode_answer, decode_reply, encode_query};
 use crate::error::{CommandError, NotHappened, QueryError, StartError, UnknownOutcome};
-use crate::formation::Formation;
+use crate::formation::{Entrance, Formation};
 use crate::group::{ReplicaSpec, UntypedReplica};
 use crate::quic::{QuicTransport, serve};
 use crate::rpc::ClusterTag;
 use crate::runtime;
 use crate::session::ClientSession;
-use crate::status::{Member, Status};
+use crate::status::{Member, Role, Status};
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::value::Value;
@@ -42,27 +48,50 @@ struct Inner {
     group: String,
     replica: UntypedReplica,
     client: GroupClient,
+    route: Arc<dyn Route>,
+    transport: Arc<dyn Transport>,
     session: ClientSession,
     clock: SystemClock,
-    /// Serves requests of the others, and forms the group.
+    /// Serves requests of the others, gets this replica into the group, and looks after it.
     tasks: Mutex<JoinSet<()>>,
 }
 
 /// Collects what a replica needs to start.
 pub struct ReplicaBuilder<V> {
     group: String,
+    entrance: Way,
+    /// The listed members, or those through whom it joins.
     members: BTreeMap<String, SocketAddr>,
     initiator: Option<String>,
+    address: Option<SocketAddr>,
     config: GroupConfig,
     environment: Option<Arc<dyn std::any::Any + Send + Sync>>,
     value: PhantomData<fn() -> V>,
 }
 
+/// How the builder was told to get in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Untold,
+    Founding,
+    Joining,
+    Waiting,
+    /// Told two of them.
+    Contradictory,
+}
+
 impl<V: Value> Replica<V> {
-    /// A replica of the group of this name. All members give the same name and the same list of members.
+    /// A replica of the group of this name. The founding members give the same list of [members]; others
+    /// [join], or wait until they are [added].
+    ///
+    /// [members]: ReplicaBuilder::member
+    /// [join]: ReplicaBuilder::join_through
+    /// [added]: ReplicaBuilder::wait_to_be_added
     pub fn builder(group: &str) -> ReplicaBuilder<V> {
         ReplicaBuilder {
             group: group.to_owned(),
+            entrance: Way::Untold,
+            address: None,
             members: BTreeMap::new(),
             initiator: None,
             config: GroupConfig::default(),
@@ -94,6 +123,7 @@ impl<V: Value> Replica<V> {
     /// Reads what this member has applied: it may be old, and it answers without a majority.
     pub async fn query_any_member(&self, query: V::Query) -> Result<V::Answer, QueryError> {
         let malformed = |error: crate::wire::WireError| QueryError::from(NotHappened::Malformed(error.to_string()));
+        self.inner.check_member()?;
         let query = encode_query::<V>(&query).map_err(malformed)?;
         let answer = self.inner.replica.read_any(query).await?;
         decode_answer::<V>(&answer).map_err(malformed)
@@ -117,6 +147,17 @@ impl<V: Value> Replica<V> {
     }
 }
 
+impl Inner {
+    /// A removed member serves nobody, also not by way of the others.
+    fn check_member(&self) -> Result<(), NotHappened> {
+        if self.replica.status().role != Role::Removed {
+            return Ok(());
+        }
+        let reason = "this member was removed from the group; delete its data and join again, or ask another node";
+        Err(NotHappened::Stopped { group: self.group.clone(), reason: reason.into() })
+    }
+}
+
 impl<V> Clone for Replica<V> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone(), value: PhantomData }
@@ -130,10 +171,35 @@ impl<V> std::fmt::Debug for Replica<V> {
 }
 
 impl<V: Value> ReplicaBuilder<V> {
-    /// Adds a member: a node's name and address. The first one added forms the group, once, when all are there.
+    /// Lists a founding member: a node's name and address. All founding members give the same list, and each is in
+    /// it. The first one listed forms the group, once, when all are there; a list of one starts a group of one.
     pub fn member(mut self, name: &str, address: SocketAddr) -> Self {
         self.initiator.get_or_insert_with(|| name.to_owned());
         self.members.insert(name.to_owned(), address);
+        self.enter(Way::Founding)
+    }
+
+    /// Joins an existing group through one of its members, whichever; name several, and one that is up is enough.
+    /// It asks until it is let in, as a member with a vote that has all entries.
+    pub fn join_through(mut self, name: &str, address: SocketAddr) -> Self {
+        self.members.insert(name.to_owned(), address);
+        self.enter(Way::Joining)
+    }
+
+    /// Waits until a member of an existing group adds this node: see [`Replica::add_member`].
+    pub fn wait_to_be_added(self) -> Self {
+        self.enter(Way::Waiting)
+    }
+
+    /// Where the other members reach this node, if that is neither what the list says nor the endpoint's own address.
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    fn enter(mut self, way: Way) -> Self {
+        let is_new = self.entrance == Way::Untold || self.entrance == way;
+        self.entrance = if is_new { way } else { Way::Contradictory };
         self
     }
 
@@ -153,48 +219,83 @@ impl<V: Value> ReplicaBuilder<V> {
     /// still be waiting for its other members.
     pub async fn start(self, store: &Store, endpoint: &Endpoint) -> Result<Replica<V>, StartError> {
         let here = endpoint.name().as_str().to_owned();
-        let initiator = match &self.initiator {
-            Some(initiator) if self.members.contains_key(&here) => initiator.clone(),
-            _ => {
-                let members: Vec<_> = self.members.keys().collect();
-                return Err(StartError::Invalid(format!(
-                    "the endpoint's node is {here}, the members are {members:?}; the list must name every member"
-                )));
-            }
-        };
+        let entrance = self.entrance(&here)?;
+        let mut others: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
         for (name, address) in self.members.iter().filter(|(name, _)| **name != here) {
-            let name: NodeName = name.parse().map_err(|error| StartError::Invalid(format!("{name}: {error}")))?;
-            endpoint.set_peer(&name, vec![*address]);
+            let peer: NodeName = name.parse().map_err(|error| StartError::Invalid(format!("{name}: {error}")))?;
+            endpoint.set_peer(&peer, vec![*address]);
+            others.insert(name.clone(), vec![*address]);
         }
+        let me = self.me(&here, store, endpoint);
         let replica = self.start_replica(store, endpoint).await?;
         let mut tasks = JoinSet::new();
         let mailbox = QuicTransport::mailbox_of(&self.group);
         serve(endpoint, &mailbox, Arc::new(replica.clone()), &mut tasks)
             .map_err(|error| StartError::Invalid(error.to_string()))?;
         let transport: Arc<dyn Transport> = Arc::new(QuicTransport::new(endpoint.clone(), &mailbox));
-        let route = Arc::new(FixedRoute {
-            here: here.clone(),
-            nodes: self.members.keys().cloned().collect(),
-            replica: replica.clone(),
-            leader: Mutex::new(None),
-        });
+        let route: Arc<dyn Route> =
+            Arc::new(MemberRoute::new(endpoint.clone(), self.members.keys().cloned().collect(), replica.clone()));
+        let client = GroupClient::new(route.clone(), transport.clone());
+        let (transport_of, client_of) = (transport.clone(), client.clone());
         let formation = Formation {
             replica: replica.clone(),
-            me: Member { name: here.clone(), node: store.node().node_id, zone: String::new(), decided_at: 0 },
-            is_initiator: initiator == here,
-            others: self.members.keys().filter(|name| **name != here).cloned().collect(),
-            transport: transport.clone(),
+            me: me.clone(),
+            entrance,
+            others,
+            transport: transport_of,
+            client: client_of,
         };
         runtime::spawn_on(&mut tasks, formation.run());
+        let caretaker = Caretaker {
+            replica: replica.clone(),
+            me,
+            route: route.clone(),
+            transport: transport.clone(),
+            client: client.clone(),
+        };
+        runtime::spawn_on(&mut tasks, caretaker.run());
         let inner = Inner {
             group: self.group,
             replica,
-            client: GroupClient::new(route, transport),
+            client,
+            route,
+            transport,
             session: ClientSession::random(),
             clock: SystemClock::default(),
             tasks: Mutex::new(tasks),
         };
         Ok(Replica { inner: Arc::new(inner), value: PhantomData })
+    }
+
+    fn entrance(&self, here: &str) -> Result<Entrance, StartError> {
+        let members: Vec<_> = self.members.keys().collect();
+        match (self.entrance, &self.initiator) {
+            (Way::Founding, Some(initiator)) if self.members.contains_key(here) => {
+                Ok(Entrance::Founding { is_initiator: initiator == here })
+            }
+            (Way::Founding, _) => Err(StartError::Invalid(format!(
+                "the endpoint's node is {here}, the members are {members:?}; the list must name every founding member"
+            ))),
+            (Way::Joining, _) => Ok(Entrance::Joining),
+            (Way::Waiting, _) => Ok(Entrance::Waiting),
+            (Way::Untold | Way::Contradictory, _) => Err(StartError::Invalid(
+                "a replica founds a group (`member`), joins one (`join_through`) or waits (`wait_to_be_added`); tell one"
+                    .into(),
+            )),
+        }
+    }
+
+    /// This node, as the members are to know it.
+    fn me(&self, here: &str, store: &Store, endpoint: &Endpoint) -> Member {
+        let own = Some(endpoint.local_address()).filter(|address| !address.ip().is_unspecified());
+        let address = self.address.or_else(|| self.members.get(here).copied()).or(own);
+        Member {
+            name: here.to_owned(),
+            node: store.node().node_id,
+            zone: String::new(),
+            decided_at: 0,
+            addresses: address.into_iter().collect(),
+        }
     }
 
     async fn start_replica(&self, store: &Store, endpoint: &Endpoint) -> Result<UntypedReplica, StartError> {
@@ -203,6 +304,9 @@ impl<V: Value> ReplicaBuilder<V> {
             Some(stored) => stored.replica,
             None => store.create_replica(&self.group, 0, Vec::new()).await?,
         };
+        if store.is_removed(replica) {
+            return Err(StartError::Removed { group: self.group.clone(), replica });
+        }
         let spec = ReplicaSpec {
             group: self.group.clone(),
             incarnation: 0,
@@ -233,6 +337,7 @@ impl<V: Value> CommandRequest<V> {
 
     async fn run(self) -> Result<V::Reply, CommandError> {
         let inner = &self.replica.inner;
+        inner.check_member()?;
         let open = inner.session.open(inner.clock.wall(), self.timeout).await;
         let reply =
             inner.client.typed_command::<V>(&inner.group, &self.command, Some(open.id()), 0, self.timeout).await?;
@@ -269,6 +374,7 @@ impl<V: Value> QueryRequest<V> {
         let malformed = |error: crate::wire::WireError| NotHappened::Malformed(error.to_string());
         let bytes = encode_query::<V>(&self.query).map_err(malformed)?;
         let inner = &self.replica.inner;
+        inner.check_member()?;
         let answer = match self.max_staleness {
             None => inner.client.query(&inner.group, bytes, self.timeout).await?,
             Some(max) => inner.client.query_with_staleness(&inner.group, bytes, max, self.timeout).await?,
@@ -283,40 +389,5 @@ impl<V: Value> IntoFuture for QueryRequest<V> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.run())
-    }
-}
-
-/// The members as they were listed.
-struct FixedRoute {
-    here: String,
-    nodes: Vec<String>,
-    replica: UntypedReplica,
-    leader: Mutex<Option<String>>,
-}
-
-impl Route for FixedRoute {
-    fn here(&self) -> &str {
-        &self.here
-    }
-
-    fn local(&self, _group: &str) -> Option<UntypedReplica> {
-        Some(self.replica.clone())
-    }
-
-    fn nodes(&self, _group: &str) -> Vec<String> {
-        self.nodes.clone()
-    }
-
-    fn identity(&self, _group: &str) -> Option<(ClusterTag, u64)> {
-        Some((self.replica.spec().cluster, self.replica.spec().incarnation))
-    }
-
-    fn leader(&self, _group: &str) -> Option<String> {
-        let known = self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        known.or_else(|| self.replica.status().leader_member().map(|(_, member)| member.name.clone()))
-    }
-
-    fn set_leader(&self, _group: &str, node: Option<&str>) {
-        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = node.map(str::to_owned);
     }
 }

@@ -8,10 +8,13 @@
 //! `to` is a ReplicaId, or 0 for "whichever replica of the group is on your node", which only requests of
 //! clients may say. A receiver that does not host exactly that replica answers `WrongReplica`.
 
+mod membership;
+
 use bytes::Bytes;
 
+use crate::change::Change;
 use crate::codec::{Malformed, Reader, Writer};
-use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
+use crate::error::{CommandError, MembershipError, NotHappened, QueryError, UnknownOutcome};
 use crate::openraft_types::{
     LogId, SnapshotMeta, StoredMembership, Vote, read_log_id, read_membership, read_vote, write_log_id,
     write_membership, write_vote,
@@ -93,10 +96,14 @@ pub(crate) enum RequestBody {
     Hello {
         founder: bool,
     },
-    /// For the leader: let this replica in, in place of others on a node of that name.
-    Join {
+    /// For the leader: change the members, or hand over, and answer within this time.
+    Change {
+        change: Change,
+        within: std::time::Duration,
+    },
+    /// For the leader: is this replica a member?
+    Seat {
         replica: u64,
-        member: Member,
     },
 }
 
@@ -153,6 +160,14 @@ pub(crate) enum Answer {
     NotHappened(NotHappened),
     Unknown(UnknownOutcome),
     Failed(String),
+    /// The change was not made, or is not known to have been.
+    NotChanged(MembershipError),
+    /// It goes on; ask again.
+    NotYet,
+    /// As a majority has it: the replica is a member, or none.
+    Seat {
+        member: bool,
+    },
 }
 
 /// Reads who a request is for, without its body.
@@ -258,10 +273,14 @@ impl RequestBody {
                 writer.u8(9);
                 writer.u8(u8::from(*founder));
             }
-            Self::Join { replica, member } => {
+            Self::Change { change, within } => {
                 writer.u8(10);
+                write_duration(writer, *within);
+                membership::write_change(writer, change);
+            }
+            Self::Seat { replica } => {
+                writer.u8(30);
                 writer.u64(*replica);
-                member.write(writer);
             }
         }
     }
@@ -303,7 +322,11 @@ impl RequestBody {
             21 => Self::ReadIndex,
             22 => Self::Versions,
             9 => Self::Hello { founder: read_bool(&mut reader)? },
-            10 => Self::Join { replica: reader.u64()?, member: Member::read(&mut reader)? },
+            10 => {
+                let within = read_duration(&mut reader)?;
+                Self::Change { change: membership::read_change(&mut reader)?, within }
+            }
+            30 => Self::Seat { replica: reader.u64()? },
             _ => return Err(reader.malformed()),
         };
         reader.end()?;
@@ -421,6 +444,15 @@ impl Answer {
                 writer.u8(17);
                 writer.str(message);
             }
+            Self::NotChanged(refusal) => {
+                writer.u8(30);
+                membership::write_refusal(&mut writer, refusal);
+            }
+            Self::NotYet => writer.u8(31),
+            Self::Seat { member } => {
+                writer.u8(32);
+                writer.u8(u8::from(*member));
+            }
         }
         writer.into_bytes()
     }
@@ -457,6 +489,9 @@ impl Answer {
             15 => Self::NotHappened(read_not_happened(&mut reader)?),
             16 => Self::Unknown(read_unknown(&mut reader)?),
             17 => Self::Failed(reader.string()?),
+            30 => Self::NotChanged(membership::read_refusal(&mut reader)?),
+            31 => Self::NotYet,
+            32 => Self::Seat { member: read_bool(&mut reader)? },
             _ => return Err(reader.malformed()),
         };
         reader.end()?;

@@ -1,6 +1,8 @@
 //! Who is in a group, and how a replica sees it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use crate::codec::{Malformed, Reader, Writer};
 
@@ -51,7 +53,13 @@ pub struct Member {
     pub zone: String,
     /// At which index of the deciding group's log the step was decided that added it; 0 for the first members.
     pub decided_at: u64,
+    /// Where its node is reached, best first; empty where the layer above keeps addresses by itself. A member whose
+    /// address changed says so to the leader, so that the others learn it from the membership.
+    pub addresses: Vec<SocketAddr>,
 }
+
+const ADDRESS_V4: u8 = 4;
+const ADDRESS_V6: u8 = 6;
 
 impl Member {
     pub(crate) fn write(&self, writer: &mut Writer) {
@@ -59,10 +67,36 @@ impl Member {
         writer.u64(self.node);
         writer.str(&self.zone);
         writer.u64(self.decided_at);
+        writer.length(self.addresses.len());
+        for address in &self.addresses {
+            match address.ip() {
+                IpAddr::V4(ip) => {
+                    writer.u8(ADDRESS_V4);
+                    writer.u32(ip.to_bits());
+                }
+                IpAddr::V6(ip) => {
+                    writer.u8(ADDRESS_V6);
+                    writer.u128(ip.to_bits());
+                }
+            }
+            writer.u32(u32::from(address.port()));
+        }
     }
 
     pub(crate) fn read(reader: &mut Reader) -> Result<Self, Malformed> {
-        Ok(Self { name: reader.string()?, node: reader.u64()?, zone: reader.string()?, decided_at: reader.u64()? })
+        let (name, node, zone) = (reader.string()?, reader.u64()?, reader.string()?);
+        let decided_at = reader.u64()?;
+        let mut addresses = Vec::new();
+        for _ in 0..reader.count(9)? {
+            let ip = match reader.u8()? {
+                ADDRESS_V4 => IpAddr::V4(Ipv4Addr::from_bits(reader.u32()?)),
+                ADDRESS_V6 => IpAddr::V6(Ipv6Addr::from_bits(reader.u128()?)),
+                _ => return Err(reader.malformed()),
+            };
+            let port = u16::try_from(reader.u32()?).map_err(|_| reader.malformed())?;
+            addresses.push(SocketAddr::new(ip, port));
+        }
+        Ok(Self { name, node, zone, decided_at, addresses })
     }
 }
 
@@ -70,7 +104,7 @@ impl Member {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Members {
     /// Every replica, voters and learners, by id.
-    pub replicas: std::collections::BTreeMap<ReplicaId, Member>,
+    pub replicas: BTreeMap<ReplicaId, Member>,
     /// The sets of voters: one, or two while a change is under way; each must agree.
     pub voters: Vec<BTreeSet<ReplicaId>>,
     /// The entry that says so; `None` before the group exists.
@@ -88,6 +122,14 @@ impl Members {
     /// Whether the replica votes in any set.
     pub fn is_voter(&self, id: ReplicaId) -> bool {
         self.voters.iter().any(|voters| voters.contains(&id))
+    }
+
+    /// The replica on the node of this name. While one replica takes another's place there, the one that votes.
+    pub fn named(&self, name: &str) -> Option<(ReplicaId, &Member)> {
+        let mut named =
+            self.replicas.iter().filter(|(_, member)| member.name == name).map(|(&id, member)| (id, member));
+        let first = named.next()?;
+        Some(if self.is_voter(first.0) { first } else { named.find(|(id, _)| self.is_voter(*id)).unwrap_or(first) })
     }
 
     /// The ids of all voters.
@@ -112,8 +154,13 @@ pub enum Role {
     Candidate,
     /// Leads.
     Leader,
+    /// Was elected and not replaced as far as it knows, but no majority has answered it for a while: it answers
+    /// nothing, and others may lead.
+    Isolated,
     /// Stopped, by request or because its storage failed.
     Stopped,
+    /// Stopped because the group removed it.
+    Removed,
 }
 
 /// How a replica sees its group.
@@ -136,7 +183,10 @@ pub struct Status {
     /// The last entry in its newest snapshot.
     pub snapshot: Option<LogPosition>,
     /// On a leader: the last index known to be in each replica's log.
-    pub matched: std::collections::BTreeMap<ReplicaId, Option<u64>>,
+    pub matched: BTreeMap<ReplicaId, Option<u64>>,
+    /// On a leader: the other replicas that have not answered for a while, and how long that is; without a time,
+    /// one has not answered since this replica leads.
+    pub unresponsive: BTreeMap<ReplicaId, Option<Duration>>,
 }
 
 impl Status {

@@ -248,6 +248,12 @@ impl Store {
             let path = files.dir.join("snapshots").join(&pointer.file);
             files.disk.remove(&path).map_err(|error| StoreError::Io { path, error })?;
         }
+        if self.is_removed(replica) {
+            self.update_node_file(move |node| {
+                node.removed.remove(&replica.get());
+            })
+            .await?;
+        }
         Ok(())
     }
 
@@ -292,6 +298,19 @@ impl Store {
         self.threads().run(promise).await.map_err(io)?
     }
 
+    /// Remembers that its group removed this replica; durable on return.
+    pub(crate) async fn note_removed(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        self.update_node_file(move |node| {
+            node.removed.insert(replica.get());
+        })
+        .await
+    }
+
+    /// Whether its group removed this replica.
+    pub(crate) fn is_removed(&self, replica: ReplicaId) -> bool {
+        self.lock_node().removed.contains(&replica.get())
+    }
+
     pub(crate) fn wal(&self) -> &Wal {
         &self.inner.wal
     }
@@ -321,6 +340,13 @@ impl Store {
 
     fn lock_node(&self) -> std::sync::MutexGuard<'_, NodeFile> {
         self.inner.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the node file, off the threads of the network.
+    async fn update_node_file(&self, change: impl FnOnce(&mut NodeFile) + Send + 'static) -> Result<(), StoreError> {
+        let store = self.clone();
+        let updated = self.threads().run(move || store.update_node(change)).await;
+        updated.map_err(|error| StoreError::Io { path: self.wal_dir(), error })?
     }
 
     fn update_node(&self, change: impl FnOnce(&mut NodeFile)) -> Result<(), StoreError> {

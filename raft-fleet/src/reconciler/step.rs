@@ -152,7 +152,9 @@ async fn run(
         Step::AddLearner { node: name, node_id } => {
             let id = create(node, hosted, status, view, &name, node_id).await?;
             let zone = view.node(&name).map(|record| record.zone.clone()).unwrap_or_default();
-            replica.add_learner(id, Member { name, node: node_id, zone, decided_at }, expected).await?;
+            replica
+                .add_learner(id, Member { name, node: node_id, zone, decided_at, addresses: Vec::new() }, expected)
+                .await?;
         }
         Step::Promote { replica: learner } => {
             let mut voters = status.members.voter_ids();

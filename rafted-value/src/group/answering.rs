@@ -9,15 +9,14 @@ use openraft::raft::{
 };
 
 use super::UntypedReplica;
-use crate::error::{MembersError, NotHappened};
+use crate::error::NotHappened;
 use crate::freshness;
-use crate::membership;
 use crate::openraft_types::{Vote, decode_payload, entry};
 use crate::proposer::ProposeError;
 use crate::readable;
 use crate::reader::ReadError;
 use crate::rpc::{Answer, Append, Envelope, Request, RequestBody};
-use crate::status::{Member, ReplicaId, Role};
+use crate::status::{Member, ReplicaId};
 use crate::transport::Body;
 
 impl UntypedReplica {
@@ -73,12 +72,15 @@ impl UntypedReplica {
                 Err(ReadError::Query(error)) => Err(error).into(),
             },
             RequestBody::Hello { founder } => self.hello(request.envelope.from.filter(|_| founder)).await,
-            RequestBody::Join { replica, member } if self.inner.is_alone => self.let_in(replica, member).await,
+            RequestBody::Change { change, within } if self.inner.is_alone => {
+                self.change(change, within.min(timeout)).await.into()
+            }
+            RequestBody::Seat { replica } => self.seat(replica).await,
             RequestBody::Append(_)
             | RequestBody::Vote { .. }
             | RequestBody::PreVote { .. }
             | RequestBody::TransferLeader { .. }
-            | RequestBody::Join { .. }
+            | RequestBody::Change { .. }
             | RequestBody::ReadIndex
             | RequestBody::Versions
             | RequestBody::Snapshot { .. } => Answer::WrongReplica,
@@ -123,7 +125,11 @@ impl UntypedReplica {
             entries,
             leader_commit: append.commit,
         };
-        match self.inner.raft.append_entries(request).await {
+        let answer = self.inner.raft.append_entries(request).await;
+        if matches!(answer, Ok(AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_))) {
+            self.hear_leader();
+        }
+        match answer {
             Ok(AppendEntriesResponse::Success) => Answer::AppendSuccess,
             Ok(AppendEntriesResponse::PartialSuccess(last)) => Answer::AppendPartial(last),
             Ok(AppendEntriesResponse::Conflict) => Answer::AppendConflict,
@@ -188,26 +194,6 @@ impl UntypedReplica {
         }
     }
 
-    /// Admits a replica in place of others on a node of its name: learner, caught up, voter.
-    async fn let_in(&self, replica: u64, member: Member) -> Answer {
-        let status = self.status();
-        if status.role != Role::Leader {
-            let leader = status.leader_member().map(|(id, member)| (id, member.clone()));
-            return not_leader(leader);
-        }
-        let Some(id) = ReplicaId::new(replica) else {
-            return Answer::NotHappened(NotHappened::Malformed("0 is no replica's id".into()));
-        };
-        match membership::let_in(&self.inner.raft, &status, id, member).await {
-            Ok(()) => Answer::Done,
-            Err(MembersError::NotLeader { .. }) => not_leader(None),
-            Err(error) => Answer::NotHappened(NotHappened::Stopped {
-                group: self.inner.spec.group.clone(),
-                reason: error.to_string(),
-            }),
-        }
-    }
-
     fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {
         let (group, reason) = (self.inner.spec.group.clone(), error.to_string());
         Answer::NotHappened(NotHappened::Stopped { group, reason })
@@ -226,6 +212,6 @@ fn vote_answer<E: std::fmt::Display>(
     }
 }
 
-fn not_leader(leader: Option<(ReplicaId, Member)>) -> Answer {
+pub(super) fn not_leader(leader: Option<(ReplicaId, Member)>) -> Answer {
     Answer::NotLeader { leader: leader.map(|(id, member)| (id.get(), member)) }
 }

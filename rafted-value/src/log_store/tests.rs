@@ -25,7 +25,7 @@ const REPLICA: u64 = 1;
 /// The suite names members by numbers alone.
 impl Default for Member {
     fn default() -> Self {
-        Member { name: "n".into(), node: 1, zone: String::new(), decided_at: 0 }
+        Member { name: "n".into(), node: 1, zone: String::new(), decided_at: 0, addresses: Vec::new() }
     }
 }
 

@@ -7,7 +7,8 @@ use super::*;
 use crate::openraft_types::{Membership, log_id, vote};
 
 fn member() -> Member {
-    Member { name: "n1".into(), node: 4, zone: "z".into(), decided_at: 6 }
+    let addresses = vec!["10.0.0.7:7000".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
+    Member { name: "n1".into(), node: 4, zone: "z".into(), decided_at: 6, addresses }
 }
 
 fn meta() -> SnapshotMeta {
@@ -48,8 +49,17 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::ReadIndex,
         RequestBody::Versions,
         RequestBody::Hello { founder: true },
-        RequestBody::Join { replica: 5, member: member() },
+        change(Change::Add { replica: ReplicaId::random(), member: member() }),
+        change(Change::Describe { replica: ReplicaId::random(), member: member() }),
+        change(Change::Remove { name: "n2".into() }),
+        change(Change::ReplaceLeader { name: Some("n3".into()) }),
+        change(Change::ReplaceLeader { name: None }),
+        RequestBody::Seat { replica: 5 },
     ]
+}
+
+fn change(change: Change) -> RequestBody {
+    RequestBody::Change { change, within: Duration::from_millis(800) }
 }
 
 fn answers() -> Vec<Answer> {
@@ -80,7 +90,48 @@ fn answers() -> Vec<Answer> {
         Answer::Unknown(UnknownOutcome::Expired),
         Answer::Unknown(UnknownOutcome::Interrupted("i".into())),
         Answer::Failed("f".into()),
+        Answer::NotYet,
+        Answer::Seat { member: true },
     ]
+    .into_iter()
+    .chain(refusals().into_iter().map(Answer::NotChanged))
+    .collect()
+}
+
+fn refusals() -> Vec<MembershipError> {
+    let name = || "n1".to_owned();
+    vec![
+        MembershipError::AlreadyJoined { name: name() },
+        MembershipError::NotMember { name: name(), members: vec!["n2".into(), "n3".into()] },
+        MembershipError::NotVoter { name: name() },
+        MembershipError::ChangeInProgress,
+        MembershipError::WouldBreakQuorum { answering: 1, needed: 2, voters: 3 },
+        MembershipError::IsLeader { name: name() },
+        MembershipError::Unresponsive { name: name(), silent_for: Some(Duration::from_secs(2)) },
+        MembershipError::Unresponsive { name: name(), silent_for: None },
+        MembershipError::Behind { name: name(), entries: 5_000 },
+        MembershipError::Superseded,
+        MembershipError::LedByAnother { name: name() },
+        MembershipError::NotHappened(NotHappened::DiskFull { group: "g".into() }),
+        MembershipError::Unknown(UnknownOutcome::Expired),
+    ]
+}
+
+#[test]
+fn the_bytes_of_a_change_are_these() {
+    let addresses = vec!["127.0.0.1:7001".parse().unwrap(), "[::1]:80".parse().unwrap()];
+    let member = Member { name: "n4".into(), node: 5, zone: String::new(), decided_at: 6, addresses };
+    let body = change(Change::Add { replica: ReplicaId::new(7).unwrap(), member });
+    let bytes = Request { envelope: envelope(), body }.encode();
+    let mut golden = vec![10, 0x20, 3, 0, 0, 0, 0, 0, 0, 1];
+    golden.extend(7_u64.to_le_bytes());
+    golden.extend([2, 0, 0, 0, b'n', b'4']);
+    golden.extend(5_u64.to_le_bytes());
+    golden.extend([0, 0, 0, 0]);
+    golden.extend(6_u64.to_le_bytes());
+    golden.extend([2, 0, 0, 0, 4, 1, 0, 0, 127, 0x59, 0x1B, 0, 0]);
+    golden.extend([6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 80, 0, 0, 0]);
+    assert_eq!(bytes[bytes.len() - golden.len()..], golden);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::node::{Node, Surroundings};
-use crate::membership::is_close;
+use crate::change::is_close;
 use crate::status::{ReplicaId, Role, Status};
 
 /// How long one step may take.

@@ -159,7 +159,7 @@ impl Node {
 
     pub(crate) fn member(&self, decided_at: u64) -> Option<Member> {
         let node = self.running.as_ref()?.store.node().node_id;
-        Some(Member { name: self.name.clone(), node, zone: String::new(), decided_at })
+        Some(Member { name: self.name.clone(), node, zone: String::new(), decided_at, addresses: Vec::new() })
     }
 
     pub(crate) fn items(&self) -> Option<Vec<u64>> {

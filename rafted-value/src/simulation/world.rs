@@ -262,9 +262,10 @@ impl World {
         let members = &status.members;
         self.lost_disks.retain(|id| members.replicas.contains_key(id));
         let certain = members.committed && !members.is_joint() && self.lost_disks.is_empty();
-        let others_are_up = members.voters.iter().flatten().all(|id| {
-            self.nodes.iter().any(|node| node.id() == Some(*id)) && crate::membership::is_close(&status, *id)
-        });
+        let others_are_up =
+            members.voters.iter().flatten().all(|id| {
+                self.nodes.iter().any(|node| node.id() == Some(*id)) && crate::change::is_close(&status, *id)
+            });
         if at != leads && certain && others_are_up && members.voter_ids().len() >= 3 {
             self.end(at, End::DiskLost);
         }

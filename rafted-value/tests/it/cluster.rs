@@ -57,7 +57,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Opens a directory, once whoever still reads at a replica of it has let go.
-async fn open(dir: PathBuf, name: &str) -> Store {
+pub async fn open(dir: PathBuf, name: &str) -> Store {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Store::open(&dir, name).await {
@@ -113,7 +113,7 @@ impl Cluster {
 
     pub fn member(&self, name: &str) -> Member {
         let node = self.nodes[name].store.node().node_id;
-        Member { name: name.to_owned(), node, zone: String::new(), decided_at: 0 }
+        Member { name: name.to_owned(), node, zone: String::new(), decided_at: 0, addresses: Vec::new() }
     }
 
     fn dir(&self, name: &str) -> Option<PathBuf> {

@@ -20,7 +20,10 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
             "name.rs",
         ],
     ),
-    ("rafted-value", &["openraft_types.rs", "value.rs", "config.rs", "error.rs", "wal/record.rs", "wal/index.rs"]),
+    (
+        "rafted-value",
+        &["openraft_types.rs", "change.rs", "value.rs", "config.rs", "error.rs", "wal/record.rs", "wal/index.rs"],
+    ),
     ("raft-fleet", &["cluster.rs", "adjustment.rs", "placement.rs", "config.rs", "error.rs"]),
     (
         "raft-kv",

@@ -1,0 +1,144 @@
+//! What a member of a lone group sees to as long as it runs, since no fleet does.
+//!
+//! ```text
+//! members changed -----------------------------------------> tell the network where they are
+//! it is elsewhere than the members say --------------------> tell the leader
+//! it leads, and a change of members stays half done -------> finish it
+//! no leader is heard, or it is no member any more ---------> ask the others; not a member, says a leader: retire
+//! ```
+//!
+//! Only a leader that a majority confirms says that a replica is no member, and only a replica that was a member for
+//! sure believes it: one that is just being let in is not told from a removed one otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::change::Change;
+use crate::client::{GroupClient, Route};
+use crate::group::UntypedReplica;
+use crate::rpc::{Answer, Envelope, Request, RequestBody};
+use crate::status::{LogPosition, Member, Role, Status};
+use crate::transport::Transport;
+
+/// How often it looks, if nothing changes.
+const TICK: Duration = Duration::from_millis(250);
+/// How long the two halves of a change may be apart before the leader finishes it for whoever began it.
+const HALF_DONE: Duration = Duration::from_secs(1);
+/// How long no leader is heard before the others are asked.
+const SILENCE: Duration = Duration::from_secs(1);
+/// One member's time to answer.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// To tell the leader where this node is.
+const MOVE_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Caretaker {
+    pub(crate) replica: UntypedReplica,
+    pub(crate) me: Member,
+    pub(crate) route: Arc<dyn Route>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) client: GroupClient,
+}
+
+/// What it remembers between two looks.
+#[derive(Default)]
+struct Memory {
+    /// The members that the network was told.
+    told: Option<LogPosition>,
+    was_member: bool,
+    /// The half-done change, and since when it stands.
+    joint: Option<(LogPosition, Instant)>,
+}
+
+impl Caretaker {
+    /// Ends when the group has removed the replica.
+    pub(crate) async fn run(self) {
+        let mut memory = Memory::default();
+        let mut changes = self.replica.status_changes();
+        loop {
+            let status = self.replica.status();
+            self.introduce(&status, &mut memory);
+            self.finish_joint(&status, &mut memory).await;
+            self.tell_address(&status).await;
+            if self.may_be_removed(&status, &mut memory) && self.is_removed(&status).await {
+                match self.replica.retire().await {
+                    Ok(()) => {
+                        let group = &self.replica.spec().group;
+                        return tracing::info!(group, node = self.me.name, "this member was removed, and has stopped");
+                    }
+                    Err(error) => tracing::warn!(%error, "that this member was removed could not be written down"),
+                }
+            }
+            let tick = tokio::time::sleep(TICK);
+            if !tokio::select! { changed = changes.changed() => changed, () = tick => true } {
+                return;
+            }
+        }
+    }
+
+    fn introduce(&self, status: &Status, memory: &mut Memory) {
+        if status.members.position != memory.told {
+            status.members.replicas.values().for_each(|member| self.route.learn(member));
+            memory.told = status.members.position;
+        }
+    }
+
+    async fn finish_joint(&self, status: &Status, memory: &mut Memory) {
+        let half_done = status.members.position.filter(|_| status.members.is_joint() && status.role == Role::Leader);
+        memory.joint = half_done.map(|position| match memory.joint {
+            Some((same, since)) if same == position => (same, since),
+            _ => (position, Instant::now()),
+        });
+        if memory.joint.is_some_and(|(_, since)| since.elapsed() > HALF_DONE)
+            && let Err(error) = self.replica.finish_joint(half_done).await
+        {
+            tracing::debug!(%error, "a half-done change of members was not finished, trying again");
+        }
+    }
+
+    async fn tell_address(&self, status: &Status) {
+        let id = status.replica;
+        let is_led = status.role == Role::Leader || self.replica.leader_silent_for() < SILENCE;
+        let known = status.members.replicas.get(&id).filter(|_| is_led && status.members.committed);
+        if known.is_some_and(|known| !self.me.addresses.is_empty() && known.addresses != self.me.addresses) {
+            let here = Change::Describe { replica: id, member: self.me.clone() };
+            // Looked at again at the next turn.
+            let _ = self.client.change(&self.replica.spec().group, here, MOVE_PATIENCE).await;
+        }
+    }
+
+    /// Whether it is time to ask.
+    fn may_be_removed(&self, status: &Status, memory: &mut Memory) -> bool {
+        if matches!(status.role, Role::Leader | Role::Stopped | Role::Removed) {
+            return false;
+        }
+        let is_member = status.members.replicas.contains_key(&status.replica);
+        // Nobody is given a vote before its admission is committed.
+        let was_admitted = status.members.committed || status.members.is_voter(status.replica);
+        memory.was_member |= is_member && was_admitted;
+        memory.was_member && (!is_member || self.replica.leader_silent_for() > SILENCE)
+    }
+
+    /// Whether a leader says so.
+    async fn is_removed(&self, status: &Status) -> bool {
+        let spec = self.replica.spec();
+        for member in status.members.replicas.values().filter(|member| member.name != self.me.name) {
+            let envelope = Envelope {
+                cluster: spec.cluster,
+                incarnation: spec.incarnation,
+                from: Some(spec.replica),
+                to: None,
+                group: spec.group.clone(),
+            };
+            let request = Request { envelope, body: RequestBody::Seat { replica: spec.replica.get() } };
+            let answer = self.transport.call(&member.name, request.encode(), PATIENCE).await;
+            match answer.map(Answer::decode) {
+                Ok(Ok(Answer::Seat { member })) => return !member,
+                Ok(Ok(Answer::NotLeader { leader: Some((_, leader)) })) => self.route.learn(&leader),
+                _ => {}
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,78 @@
+//! How a replica sees its group: openraft's metrics in this crate's words.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant, ServerState};
+
+use super::UntypedReplica;
+use crate::membership::{members_of, position};
+use crate::openraft_types::Types;
+use crate::status::{ReplicaId, Role, Status};
+
+type Metrics = openraft::RaftMetrics<Types>;
+
+/// At least this long a silence is one: a machine that is short of processors is not dead.
+const MIN_SILENCE: Duration = Duration::from_secs(1);
+/// A member that has not answered for so many of the longest election timeouts is called unresponsive.
+const SILENCE_IN_ELECTIONS: u32 = 4;
+
+impl UntypedReplica {
+    /// How this replica sees its group.
+    pub fn status(&self) -> Status {
+        let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
+        let members = members_of(&metrics.membership_config, &metrics.committed_membership_config);
+        let limit = (self.inner.spec.config.election().1 * SILENCE_IN_ELECTIONS).max(MIN_SILENCE);
+        let role = if self.inner.removed.load(Ordering::Acquire) { Role::Removed } else { role(&metrics, limit) };
+        let matched = metrics
+            .replication
+            .iter()
+            .flatten()
+            .filter_map(|(&id, log_id)| Some((ReplicaId::new(id)?, log_id.as_ref().map(|log_id| log_id.index))));
+        Status {
+            replica: self.inner.spec.replica,
+            role,
+            term: metrics.current_term,
+            leader: metrics.current_leader.and_then(ReplicaId::new).filter(|_| is_served(role)),
+            members,
+            last_log_index: metrics.last_log_index,
+            applied: metrics.last_applied.map(position),
+            snapshot: metrics.snapshot.map(position),
+            matched: matched.collect(),
+            unresponsive: unresponsive(&metrics, limit),
+        }
+    }
+}
+
+/// Whether such a replica can know who leads.
+fn is_served(role: Role) -> bool {
+    !matches!(role, Role::Isolated | Role::Stopped | Role::Removed)
+}
+
+fn role(metrics: &Metrics, limit: Duration) -> Role {
+    match (&metrics.running_state, metrics.state) {
+        (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
+        (_, ServerState::Learner) => Role::Learner,
+        (_, ServerState::Follower) => Role::Follower,
+        (_, ServerState::Candidate) => Role::Candidate,
+        (_, ServerState::Leader) if is_isolated(metrics, limit) => Role::Isolated,
+        (_, ServerState::Leader) => Role::Leader,
+    }
+}
+
+/// Whether no majority has answered a leader for that long. A group of one needs no answer.
+fn is_isolated(metrics: &Metrics, limit: Duration) -> bool {
+    let is_alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
+    !is_alone && metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() > limit)
+}
+
+fn unresponsive(metrics: &Metrics, limit: Duration) -> BTreeMap<ReplicaId, Option<Duration>> {
+    let answered = metrics.heartbeat.iter().flatten().filter(|(id, _)| **id != metrics.id);
+    answered
+        .map(|(id, answered)| (ReplicaId::new(*id), answered.map(|at| at.elapsed())))
+        .filter(|(_, silent_for)| silent_for.is_none_or(|silent| silent > limit))
+        .filter_map(|(id, silent_for)| Some((id?, silent_for)))
+        .collect()
+}
