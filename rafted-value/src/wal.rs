@@ -27,6 +27,7 @@ mod config;
 mod queue;
 mod segment;
 mod index;
+mod entries;
 mod record;
 mod error;
 mod facts;

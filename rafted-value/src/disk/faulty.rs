@@ -59,12 +59,28 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FaultyDisk {
     inner: Arc<Mutex<Inner>>,
+    during_sync: Hook,
+}
+
+/// What runs while a file is synced.
+#[derive(Clone, Default)]
+struct Hook(Arc<Mutex<Option<Arc<dyn Fn() + Send + Sync>>>>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 impl FaultyDisk {
     /// Fails at the operation of this number, counted from 0 over writes, syncs and changes of names.
     pub(crate) fn fail_at(&self, operation: u64, fault: Fault) {
         self.inner().fault = Some((operation, fault));
+    }
+
+    /// Runs `hook` during each sync of a file, in which its caller has to wait.
+    pub(crate) fn during_sync(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.during_sync.0.lock().unwrap() = Some(Arc::new(hook));
     }
 
     pub(crate) fn operations(&self) -> u64 {
@@ -125,28 +141,35 @@ impl FaultyDisk {
     /// The disk after a loss of power: of what was not synced, every sector and name may be there or not.
     pub(crate) fn restart(&self, seed: u64) -> FaultyDisk {
         let mut random = StdRng::seed_from_u64(seed);
-        let inner = self.inner();
         // Some crashes lose all, some nothing, most a part.
-        let kept: f64 = [0.0, 0.5, 0.9, 1.0][random.random_range(0..4)];
+        let kept = [0.0, 0.5, 0.9, 1.0][random.random_range(0..4)];
+        self.restart_keeping(kept, kept, seed)
+    }
+
+    /// The disk after a loss of power that keeps this share of the sectors, and this share of the changes of names, of
+    /// those that were not synced.
+    pub(crate) fn restart_keeping(&self, sectors: f64, kept_names: f64, seed: u64) -> FaultyDisk {
+        let mut random = StdRng::seed_from_u64(seed);
+        let inner = self.inner();
         let mut nodes = inner.nodes.clone();
         for node in &mut nodes {
             let mut content = std::mem::take(&mut node.durable);
             for change in std::mem::take(&mut node.unsynced) {
-                tear(&mut content, change, kept, &mut random);
+                tear(&mut content, change, sectors, &mut random);
             }
             node.durable = content.clone();
             node.content = content;
         }
         let mut names = inner.durable_names.clone();
         for (name, node) in &inner.names {
-            if random.random_bool(kept) {
+            if random.random_bool(kept_names) {
                 names.insert(name.clone(), *node);
             }
         }
-        names.retain(|name, _| inner.names.contains_key(name) || !random.random_bool(kept));
+        names.retain(|name, _| inner.names.contains_key(name) || !random.random_bool(kept_names));
         let (capacity, lies) = (inner.capacity, inner.lies);
         let restarted = Inner { nodes, durable_names: names.clone(), names, capacity, lies, ..Inner::default() };
-        FaultyDisk { inner: Arc::new(Mutex::new(restarted)) }
+        FaultyDisk { inner: Arc::new(Mutex::new(restarted)), during_sync: Hook::default() }
     }
 
     /// The disk after a kill of the process: nothing is lost, and nothing more is synced.
@@ -160,7 +183,7 @@ impl FaultyDisk {
             lies: inner.lies,
             ..Inner::default()
         };
-        FaultyDisk { inner: Arc::new(Mutex::new(reopened)) }
+        FaultyDisk { inner: Arc::new(Mutex::new(reopened)), during_sync: Hook::default() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -278,6 +301,8 @@ impl DiskFile for FaultyFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let hook = self.disk.during_sync.0.lock().unwrap().clone();
+        hook.iter().for_each(|hook| hook());
         let mut inner = self.disk.inner();
         if inner.operation()? {
             // The kernel reports a failed sync once, and drops the pages: what was not synced is gone.

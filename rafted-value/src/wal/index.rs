@@ -11,6 +11,7 @@ use std::collections::btree_map::Entry as MapEntry;
 
 use bytes::Bytes;
 
+use super::entries::Entries;
 use super::record::Record;
 use super::{Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
 
@@ -74,7 +75,9 @@ struct ReplicaIndex {
     committed: Option<Held<Position>>,
     snapshot: Option<Held<SnapshotPointer>>,
     /// No holes, and nothing at or below `purged`, except while recovery reads.
-    entries: BTreeMap<u64, EntryPlace>,
+    entries: Entries<EntryPlace>,
+    /// Its live bytes by segment use; no zeros. A replica is in few segments, of which the newest change.
+    live: Vec<(u64, u64)>,
 }
 
 /// An entry for a reader: its payload, or where it stands.
@@ -136,7 +139,7 @@ impl Index {
             _ => {}
         }
         self.release(replica, Item::of(record));
-        self.occupy(place);
+        self.occupy(replica, place);
         let state = self.replica(replica);
         match record {
             Record::Created(created) => state.created = Some(Held { value: created.clone(), place }),
@@ -145,15 +148,14 @@ impl Index {
             Record::Snapshot(value) => state.snapshot = Some(Held { value: value.clone(), place }),
             Record::Purge(value) => {
                 state.purged = Some(Held { value: *value, place });
-                let kept = value.index.checked_add(1).map(|first| state.entries.split_off(&first));
-                let gone = std::mem::replace(&mut state.entries, kept.unwrap_or_default());
-                self.forget(gone);
+                let gone = state.entries.purge(value.index);
+                self.forget(replica, gone);
             }
             Record::Truncate(after) => {
                 let first = after.map_or(0, |index| index.saturating_add(1));
-                let gone = state.entries.split_off(&first);
-                self.vacate(place);
-                self.forget(gone);
+                let gone = state.entries.truncate(first);
+                self.vacate(replica, place);
+                self.forget(replica, gone);
             }
             Record::Entry { term, index, .. } => {
                 let stamp = payload.map_or(NO_STAMP, |payload| self.cache.push(payload));
@@ -172,14 +174,10 @@ impl Index {
             if state.created.is_none() {
                 return Err(Inconsistent::NotCreated { replica });
             }
-            let mut next = state.purged.as_ref().map(|purged| purged.value.index + 1);
-            for &index in state.entries.keys() {
-                match next {
-                    Some(next) if next != index => {
-                        return Err(Inconsistent::Hole { replica, index: next });
-                    }
-                    _ => next = Some(index + 1),
-                }
+            let due = state.purged.as_ref().map(|purged| purged.value.index + 1);
+            let missing = due.filter(|due| state.entries.first().is_some_and(|first| first != *due));
+            if let Some(index) = missing.or(state.entries.hole()) {
+                return Err(Inconsistent::Hole { replica, index });
             }
         }
         Ok(())
@@ -200,14 +198,21 @@ impl Index {
     pub(crate) fn state(&self, replica: u64) -> Option<ReplicaLogState> {
         let state = self.replicas.get(&replica)?;
         let last_purged = state.purged.as_ref().map(|held| held.value);
-        let last = state.entries.last_key_value();
+        let last = state.entries.last();
         Some(ReplicaLogState {
             last_purged,
-            last: last.map(|(&index, entry)| Position { term: entry.term, index }).or(last_purged),
+            last: last.map(|(index, entry)| Position { term: entry.term, index }).or(last_purged),
             vote: state.vote.as_ref().map(|held| held.value),
             committed: state.committed.as_ref().map(|held| held.value),
             snapshot: state.snapshot.as_ref().map(|held| held.value.clone()),
         })
+    }
+
+    /// The index of the first entry, and the number of entries.
+    pub(crate) fn extent(&self, replica: u64) -> (Option<u64>, u64) {
+        let entries = self.replicas.get(&replica).map(|state| &state.entries);
+        let first = entries.and_then(Entries::first);
+        (first, entries.map_or(0, |entries| entries.len() as u64))
     }
 
     /// The entries of `range` that are there, up to the first hole, and up to about `max_bytes` of payloads but
@@ -221,7 +226,7 @@ impl Index {
             return found;
         }
         let mut bytes = 0;
-        for (&index, entry) in state.entries.range(range) {
+        for (index, entry) in state.entries.range(range) {
             let term = entry.term;
             let lookup = match self.cache.get(entry.stamp) {
                 Some(payload) => Lookup::Cached { term, index, payload },
@@ -240,7 +245,7 @@ impl Index {
         let state = self.replicas.get(&replica)?;
         match item {
             Item::Created => state.created.as_ref().map(|held| held.place),
-            Item::Entry(index) => state.entries.get(&index).map(|entry| entry.place),
+            Item::Entry(index) => state.entries.get(index).map(|entry| entry.place),
             Item::Vote => state.vote.as_ref().map(|held| held.place),
             Item::Purged => state.purged.as_ref().map(|held| held.place),
             Item::Committed => state.committed.as_ref().map(|held| held.place),
@@ -253,14 +258,14 @@ impl Index {
         if self.place(replica, item) != Some(from) {
             return false;
         }
-        self.vacate(from);
-        self.occupy(to);
+        self.vacate(replica, from);
+        self.occupy(replica, to);
         let Some(state) = self.replicas.get_mut(&replica) else {
             return false;
         };
         let place = match item {
             Item::Created => state.created.as_mut().map(|held| &mut held.place),
-            Item::Entry(index) => state.entries.get_mut(&index).map(|entry| &mut entry.place),
+            Item::Entry(index) => state.entries.get_mut(index).map(|entry| &mut entry.place),
             Item::Vote => state.vote.as_mut().map(|held| &mut held.place),
             Item::Purged => state.purged.as_mut().map(|held| &mut held.place),
             Item::Committed => state.committed.as_mut().map(|held| &mut held.place),
@@ -285,6 +290,20 @@ impl Index {
 
     pub(crate) fn live_in(&self, segment_use: u64) -> u64 {
         self.live.get(&segment_use).copied().unwrap_or(0)
+    }
+
+    /// The replicas that have more than `bytes` live bytes in a segment, each with the index of its last entry there.
+    pub(crate) fn pinning(&self, segment_use: u64, bytes: u64) -> Vec<(u64, u64)> {
+        let pinning = self
+            .replicas
+            .iter()
+            .filter(|(_, state)| state.live.iter().any(|&(at, live)| at == segment_use && live > bytes));
+        let last = |state: &ReplicaIndex| {
+            let is_there =
+                |entry: &EntryPlace| matches!(entry.place, Place::Written { segment_use: at, .. } if at == segment_use);
+            state.entries.iter().rev().find(|(_, entry)| is_there(entry)).map(|(index, _)| index)
+        };
+        pinning.filter_map(|(&replica, state)| Some((replica, last(state)?))).collect()
     }
 
     pub(crate) fn live_bytes(&self) -> u64 {
@@ -315,34 +334,46 @@ impl Index {
             state.committed.map(|held| held.place),
             state.snapshot.map(|held| held.place),
         ];
-        held.into_iter().flatten().for_each(|place| self.vacate(place));
-        self.forget(state.entries);
+        held.into_iter().flatten().for_each(|place| self.vacate(replica, place));
+        self.forget(replica, state.entries.into_values());
     }
 
-    fn forget(&mut self, entries: BTreeMap<u64, EntryPlace>) {
-        for entry in entries.into_values() {
-            self.vacate(entry.place);
+    fn forget(&mut self, replica: u64, entries: impl IntoIterator<Item = EntryPlace>) {
+        for entry in entries {
+            self.vacate(replica, entry.place);
             self.cache.forget(entry.stamp);
         }
     }
 
     fn release(&mut self, replica: u64, item: Option<Item>) {
         if let Some(place) = item.and_then(|item| self.place(replica, item)) {
-            self.vacate(place);
+            self.vacate(replica, place);
         }
     }
 
-    fn occupy(&mut self, place: Place) {
-        if let Place::Written { segment_use, length, .. } = place {
-            *self.live.entry(segment_use).or_default() += u64::from(length);
-            self.live_bytes += u64::from(length);
-        }
-    }
-
-    fn vacate(&mut self, place: Place) {
+    fn occupy(&mut self, replica: u64, place: Place) {
         let Place::Written { segment_use, length, .. } = place else {
             return;
         };
+        *self.live.entry(segment_use).or_default() += u64::from(length);
+        self.live_bytes += u64::from(length);
+        let live = &mut self.replica(replica).live;
+        match live.iter_mut().rev().find(|(at, _)| *at == segment_use) {
+            Some((_, bytes)) => *bytes += u64::from(length),
+            None => live.push((segment_use, u64::from(length))),
+        }
+    }
+
+    fn vacate(&mut self, replica: u64, place: Place) {
+        let Place::Written { segment_use, length, .. } = place else {
+            return;
+        };
+        if let Some(state) = self.replicas.get_mut(&replica) {
+            for (_, bytes) in state.live.iter_mut().filter(|(at, _)| *at == segment_use) {
+                *bytes = bytes.saturating_sub(u64::from(length));
+            }
+            state.live.retain(|(_, bytes)| *bytes > 0);
+        }
         if let MapEntry::Occupied(mut live) = self.live.entry(segment_use) {
             *live.get_mut() = live.get().saturating_sub(u64::from(length));
             if *live.get() == 0 {

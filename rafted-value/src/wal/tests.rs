@@ -1,6 +1,7 @@
 //! The log under ordinary use, one step at a time; its submodules crash it, damage it, fill the disk, and
 //! compare it with a model.
 
+mod batching;
 mod crash;
 mod damage;
 mod full;
