@@ -13,6 +13,8 @@ mod serving;
 mod dashboard;
 mod overview;
 mod ctl;
+mod wal;
+mod table;
 mod settings;
 mod codec;
 mod blob;

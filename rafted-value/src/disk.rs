@@ -36,6 +36,15 @@ pub(crate) trait Disk: Send + Sync {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Takes the lock file `path`, made where missing; `WouldBlock` while another process holds it.
     fn lock(&self, path: &Path) -> io::Result<DiskLock>;
+    /// Opens an existing file to read it alone.
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
+    /// Takes the lock file `path` together with others who only read; none if it is not there, `WouldBlock` while a
+    /// process has it for itself.
+    fn lock_to_read(&self, path: &Path) -> io::Result<Option<DiskLock>> {
+        self.lock(path).map(Some)
+    }
     /// How many bytes may still be written below `dir`.
     fn available_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
@@ -92,6 +101,18 @@ impl Disk for RealDisk {
         Ok(DiskLock { _held: Box::new(system::lock(path)?) })
     }
 
+    fn open_to_read(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(File::open(path)?))
+    }
+
+    fn lock_to_read(&self, path: &Path) -> io::Result<Option<DiskLock>> {
+        match system::lock_to_read(path) {
+            Ok(held) => Ok(Some(DiskLock { _held: Box::new(held) })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn available_bytes(&self, dir: &Path) -> io::Result<u64> {
         system::available_bytes(dir)
     }
@@ -139,6 +160,12 @@ mod system {
         Ok(file)
     }
 
+    pub(super) fn lock_to_read(path: &Path) -> io::Result<File> {
+        let file = File::open(path)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
+        Ok(file)
+    }
+
     pub(super) fn available_bytes(dir: &Path) -> io::Result<u64> {
         let space = rustix::fs::statvfs(dir)?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
@@ -152,6 +179,8 @@ mod system {
 
     /// `ERROR_SHARING_VIOLATION`: another process has the file open.
     const SHARING_VIOLATION: i32 = 32;
+    /// `FILE_SHARE_READ`: others may read it, too.
+    const SHARE_READ: u32 = 1;
 
     pub(super) fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buffer.is_empty() {
@@ -187,10 +216,18 @@ mod system {
     pub(super) fn lock(path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).share_mode(0);
-        options.open(path).map_err(|error| match error.raw_os_error() {
+        options.open(path).map_err(locked)
+    }
+
+    pub(super) fn lock_to_read(path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).share_mode(SHARE_READ).open(path).map_err(locked)
+    }
+
+    fn locked(error: io::Error) -> io::Error {
+        match error.raw_os_error() {
             Some(SHARING_VIOLATION) => io::ErrorKind::WouldBlock.into(),
             _ => error,
-        })
+        }
     }
 
     /// Not known without unsafe code: a full disk shows itself when a segment is prepared.
@@ -200,6 +237,7 @@ mod system {
 }
 
 pub(crate) mod guarded;
+pub(crate) mod read_only;
 #[cfg(test)]
 pub(crate) mod faulty;
 
@@ -231,8 +269,14 @@ mod tests {
         let held = RealDisk.lock(&path).unwrap();
         let refused = RealDisk.lock(&path).err().map(|error| error.kind());
         assert_eq!(refused, Some(io::ErrorKind::WouldBlock));
+        let refused = RealDisk.lock_to_read(&path).err().map(|error| error.kind());
+        assert_eq!(refused, Some(io::ErrorKind::WouldBlock));
         drop(held);
+        let readers = [RealDisk.lock_to_read(&path).unwrap(), RealDisk.lock_to_read(&path).unwrap()];
+        assert!(readers.iter().all(Option::is_some) && RealDisk.lock(&path).is_err());
+        drop(readers);
         RealDisk.lock(&path).unwrap();
+        assert!(RealDisk.lock_to_read(&dir.path().join("none")).unwrap().is_none());
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 #[cfg(test)]
 mod simulation;
+mod inspection;
+#[cfg(test)]
+mod alone;
 #[cfg(feature = "quic")]
 mod replica;
 #[cfg(feature = "quic")]
@@ -59,6 +62,9 @@ pub use crate::error::{
     StoreError, UnknownOutcome,
 };
 pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
+pub use crate::inspection::{
+    Finding, InspectedRecord, InspectedReplica, InspectedVote, Inspection, RecordContent, Verification,
+};
 pub use crate::pieces::{PieceError, PieceReader, PieceWriter};
 pub use crate::proposer::ProposeError;
 #[cfg(feature = "quic")]
@@ -75,7 +81,7 @@ pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
 pub use crate::store::{NodeIdentity, Store, StoredReplica};
 pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
 pub use crate::value::{Context, LogTime, UpgradeError, Value};
-pub use crate::wal::{WalError, WalStats};
+pub use crate::wal::{InspectedSegment, LogEnd, SegmentState, WalError, WalStats};
 pub use crate::wire::{Wire, WireError, decode, encode};
 #[doc(hidden)]
 pub use rkyv;

@@ -140,6 +140,19 @@ pub(crate) fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<NodeFile, 
     Ok(node)
 }
 
+/// Reads the file without raising the boot number; none if there is none.
+pub(crate) fn inspect(disk: &dyn Disk, dir: &Path) -> Result<Option<NodeFile>, StoreError> {
+    let path = dir.join(FILE);
+    match read(disk, &path) {
+        Ok(Some(bytes)) => match NodeFile::decode(bytes) {
+            Ok(node) => Ok(Some(node)),
+            Err((offset, reason)) => Err(StoreError::Damaged { file: path, offset, reason }),
+        },
+        Ok(None) => Ok(None),
+        Err(error) => Err(StoreError::Io { path, error }),
+    }
+}
+
 /// Replaces the file; durable on return.
 pub(crate) fn write(disk: &dyn Disk, dir: &Path, node: &NodeFile) -> Result<(), StoreError> {
     let (path, unfinished) = (dir.join(FILE), dir.join("node.tmp"));

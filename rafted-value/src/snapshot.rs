@@ -11,6 +11,7 @@
 //! Neither writing nor reading holds more of a snapshot in memory than one piece of the value and one buffer, as far as
 //! there are files.
 
+mod verify;
 mod format;
 mod file;
 
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rkyv::util::AlignedVec;
+
+pub(crate) use self::verify::verify;
 
 use self::file::{Files, SnapshotFile, Source, Spool};
 use self::format::{FrameReader, FrameWriter, Head, Kind};

@@ -92,6 +92,13 @@ pub struct NodeIdentity {
     pub extra: Vec<u8>,
 }
 
+impl From<NodeFile> for NodeIdentity {
+    fn from(node: NodeFile) -> Self {
+        let NodeFile { name, node_id, boot, cluster, extra, .. } = node;
+        Self { name, node_id, boot, cluster, extra }
+    }
+}
+
 /// A replica that was created here and not removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredReplica {
@@ -128,6 +135,18 @@ impl Store {
     pub fn memory(name: &str) -> Self {
         let node = NodeFile { boot: crate::runtime::random::<u64>() >> 1, ..NodeFile::mint(name) };
         Self::assemble(Surroundings::system(), name.to_owned(), node, Wal::memory(), None)
+    }
+
+    /// Opens a directory on some disk, with a log of some size.
+    #[cfg(test)]
+    pub(crate) fn open_with(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        name: &str,
+        config: WalConfig,
+    ) -> Result<Self, StoreError> {
+        let open_log = |disk, dir: &Path| Wal::open(disk, dir, config);
+        Self::open_in(Surroundings::system(), disk, dir.to_owned(), name.to_owned(), open_log)
     }
 
     /// Opens a simulated node's directory; nothing is written until the appender is stepped.
@@ -190,14 +209,7 @@ impl Store {
 
     /// Who this node is.
     pub fn node(&self) -> NodeIdentity {
-        let node = self.lock_node();
-        NodeIdentity {
-            name: self.inner.name.clone(),
-            node_id: node.node_id,
-            boot: node.boot,
-            cluster: node.cluster,
-            extra: node.extra.clone(),
-        }
+        self.lock_node().clone().into()
     }
 
     /// Remembers the cluster; durable on return.

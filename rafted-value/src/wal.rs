@@ -16,6 +16,7 @@
 //! is tried again, and only a restart helps.
 
 mod appender;
+mod inspect;
 mod recovery;
 mod replay;
 mod survey;
@@ -49,12 +50,14 @@ pub(crate) use self::config::WalConfig;
 pub use self::error::WalError;
 pub use self::facts::WalStats;
 pub(crate) use self::facts::{Done, LogEntry, Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
+pub(crate) use self::inspect::LogView;
+pub use self::inspect::{InspectedSegment, LogEnd, SegmentState};
 
 pub(crate) use self::appender::Appender;
 use self::config::MAX_QUEUED_BYTES;
 use self::index::Index;
 use self::queue::{Backing, Life, State};
-use self::record::Record;
+pub(crate) use self::record::Record;
 use crate::disk::Disk;
 
 /// The log. Clones share it; it is closed with the last one.

@@ -1,15 +1,13 @@
 //! `ctl`: asks a running cluster over the HTTP of its nodes, and prints the answers.
 
-mod table;
-
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::table::Table;
 use super::settings::{CtlArgs, CtlCommand, Output};
+use super::table::Table;
 
 /// How long one request to one node may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

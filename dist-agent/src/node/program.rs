@@ -11,7 +11,8 @@ use tracing_subscriber::EnvFilter;
 use super::NodeBuilder;
 use super::ctl;
 use super::running::{Parts, Running};
-use super::settings::{Command, CommandLine, LogFormat, NodeArgs, TlsCommand, WalCommand};
+use super::settings::{Command, CommandLine, LogFormat, NodeArgs, TlsCommand};
+use super::wal;
 
 /// How long a node may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -29,8 +30,7 @@ pub(super) fn main(builder: NodeBuilder) -> ExitCode {
         Command::Node(args) => node(&args, builder),
         Command::Tls(command) => tls(&command),
         Command::Ctl(args) => ctl::run(&args),
-        Command::Wal(WalCommand::Inspect { .. }) => not_yet("wal inspect"),
-        Command::Wal(WalCommand::Verify { .. }) => not_yet("wal verify"),
+        Command::Wal(args) => wal::run(&args),
     }
 }
 

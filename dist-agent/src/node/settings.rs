@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rafted_value::ReplicaId;
 
 use crate::config::{AgentsConfig, ConfigError};
 use crate::id::check_name;
@@ -27,8 +28,7 @@ pub(crate) enum Command {
     /// Asks a running cluster, over the HTTP of any of its nodes
     Ctl(CtlArgs),
     /// Looks into the log of a stopped node
-    #[command(subcommand)]
-    Wal(WalCommand),
+    Wal(WalArgs),
 }
 
 /// Runs a node.
@@ -192,14 +192,27 @@ pub(crate) enum CtlCommand {
     Events,
 }
 
+/// Looks into the log of a stopped node; nothing is written.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WalArgs {
+    /// How the result is printed
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    #[command(subcommand)]
+    pub(crate) command: WalCommand,
+}
+
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum WalCommand {
-    /// Prints what is there: not yet
+    /// Prints the log's segments and the replicas in it
     Inspect {
         /// The node's data directory
         dir: PathBuf,
+        /// Print each record of this replica instead
+        #[arg(long, value_name = "ID", value_parser = replica_id)]
+        replica: Option<ReplicaId>,
     },
-    /// Reads all of it: not yet
+    /// Reads the log, the snapshots and the node file; damage is told with file and byte, and is exit code 1
     Verify {
         /// The node's data directory
         dir: PathBuf,
@@ -216,6 +229,11 @@ impl NodeArgs {
     pub(crate) fn is_alone(&self) -> bool {
         self.seeds.is_empty()
     }
+}
+
+fn replica_id(given: &str) -> Result<ReplicaId, String> {
+    let id = u64::from_str_radix(given, 16).ok().and_then(ReplicaId::new);
+    id.ok_or_else(|| "a replica's id is a number above 0 in hexadecimal digits, as `wal inspect` prints it".to_owned())
 }
 
 fn node_name(given: &str) -> Result<String, String> {
@@ -304,6 +322,17 @@ mod tests {
             let Command::Ctl(args) = parse(&format!("dist-agent {line}")).unwrap().command else { panic!() };
             assert_eq!(args.command, CtlCommand::Nodes);
             assert_eq!((args.http, args.output), (vec!["http://h:1".to_owned()], Output::Json));
+        }
+    }
+
+    #[test]
+    fn a_replica_is_named_by_the_digits_that_are_printed() {
+        let replica = |id: &str| parse(&format!("dist-agent wal inspect d --replica {id} --output json"));
+        let Command::Wal(args) = replica("00000000000000ff").unwrap().command else { panic!() };
+        let WalCommand::Inspect { replica: Some(id), .. } = args.command else { panic!() };
+        assert_eq!((id.get(), args.output), (255, Output::Json));
+        for wrong in ["0", "x", "-1", "11112222333344445"] {
+            assert_eq!(replica(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
     }
 

@@ -8,3 +8,4 @@ mod bad_starts;
 mod cluster_over_http;
 mod errors_over_http;
 mod stopping;
+mod wal_commands;

@@ -128,6 +128,10 @@ pub(super) struct FrameReader<R> {
     input: R,
     checksum: u32,
     pieces: u64,
+    /// Bytes read so far.
+    position: u64,
+    /// Where the frame starts whose header was read last.
+    frame_at: u64,
     /// The header of the frame that comes next, once it was read.
     next: Option<Header>,
 }
@@ -141,7 +145,7 @@ struct Header {
 
 impl<R: Read> FrameReader<R> {
     pub(super) fn begin(input: R) -> io::Result<Self> {
-        let mut reader = Self { input, checksum: 0, pieces: 0, next: None };
+        let mut reader = Self { input, checksum: 0, pieces: 0, position: 0, frame_at: 0, next: None };
         let mut magic = [0; MAGIC.len()];
         reader.summed(&mut magic)?;
         if magic[..FORMAT_AT] != MAGIC[..FORMAT_AT] {
@@ -154,6 +158,11 @@ impl<R: Read> FrameReader<R> {
         // The id: it counts for the checksums alone.
         reader.summed(&mut [0; 8])?;
         Ok(reader)
+    }
+
+    /// Where the frame starts that was read last, or is being read: what is wrong is wrong there.
+    pub(super) fn frame_at(&self) -> u64 {
+        self.frame_at
     }
 
     /// What the next piece is for.
@@ -203,6 +212,7 @@ impl<R: Read> FrameReader<R> {
             return Ok(header);
         }
         let mut bytes = [0; HEADER_BYTES];
+        self.frame_at = self.position;
         self.summed(&mut bytes)?;
         let [kind, more, length @ ..] = bytes;
         let length = u32::from_le_bytes(length) as usize;
@@ -224,7 +234,9 @@ impl<R: Read> FrameReader<R> {
         self.input.read_exact(bytes).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => invalid("it is cut short"),
             _ => error,
-        })
+        })?;
+        self.position += bytes.len() as u64;
+        Ok(())
     }
 }
 

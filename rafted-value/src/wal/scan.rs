@@ -87,3 +87,10 @@ pub(super) fn find_header(
     }
     None
 }
+
+/// Whether the header of a batch of this use, or its beginning, stands at `at`, where no valid batch is: a write that
+/// was cut off. Leftovers of an earlier use bear another number.
+pub(super) fn is_begun(bytes: &[u8], at: usize, segment_use: u64) -> bool {
+    let header = bytes.get(at..at + BATCH_HEADER_BYTES).unwrap_or_default();
+    find_magic(header, 0) == Some(0) && header[8..16] == segment_use.to_le_bytes()
+}

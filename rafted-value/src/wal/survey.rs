@@ -17,7 +17,7 @@ pub(super) struct Found {
     pub(super) segment: SegmentFile,
     pub(super) length: u64,
     /// None if it has no valid one.
-    header: Option<SegmentHeader>,
+    pub(super) header: Option<SegmentHeader>,
 }
 
 /// A segment that holds, or held, batches.

@@ -43,7 +43,8 @@ impl Table {
         Self { heads: vec!["nodes active", "groups", "leaderless", "keyspaces"], rows: vec![row.to_vec()] }
     }
 
-    fn of(json: &Value, list: &str, fields: &[&'static str]) -> Self {
+    /// The rows of a list, with these fields of each.
+    pub(crate) fn of(json: &Value, list: &str, fields: &[&'static str]) -> Self {
         let rows = json[list].as_array().into_iter().flatten();
         let rows = rows.map(|row| fields.iter().map(|field| cell(&row[*field])).collect());
         Self { heads: fields.to_vec(), rows: rows.collect() }
