@@ -1,5 +1,7 @@
 //! A replica by itself, for tests: a group of one on a store, without a network.
 
+mod pinned;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -25,6 +25,7 @@ use self::changes::Succession;
 use crate::any_value::ValueFactory;
 use crate::change;
 use crate::command::Command;
+use crate::compactor;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
@@ -156,6 +157,8 @@ impl UntypedReplica {
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let heard_at = u64::try_from(store.clock().monotonic().as_micros()).unwrap_or(u64::MAX);
         let mut tasks = JoinSet::new();
+        let pinned = store.wal().pinned(spec.replica.get());
+        runtime::spawn_on(&mut tasks, compactor::run(raft.clone(), group.clone(), pinned));
         let peers = Peers {
             raft: raft.clone(),
             replica: spec.replica,

@@ -19,6 +19,7 @@ mod group;
 mod membership;
 mod proposer;
 mod roster;
+mod compactor;
 mod freshness;
 mod peers;
 mod reader;

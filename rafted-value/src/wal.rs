@@ -253,6 +253,15 @@ impl Wal {
         }
     }
 
+    /// Holds the index of an entry whenever the replica keeps the oldest segment from being used again, with more than
+    /// a little, up to that entry. Until the replica drops it with a purge, the log copies it.
+    pub(crate) fn pinned(&self, replica: u64) -> watch::Receiver<Option<u64>> {
+        let pinned = watch::Sender::new(None);
+        let receiver = pinned.subscribe();
+        self.state_lock().pins.insert(replica, pinned);
+        receiver
+    }
+
     /// Figures since the log was opened.
     pub(crate) fn stats(&self) -> WalStats {
         let state = self.state_lock();

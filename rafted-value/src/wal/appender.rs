@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::index::{Item, Place};
 use super::queue::{Batch, Life, Placed, State};
-use super::record::{self, BATCH_HEADER_BYTES, BatchHeader, FIRST_OFFSET};
+use super::record::{self, BATCH_HEADER_BYTES, BatchHeader, FIRST_OFFSET, UNUSED};
 use super::segment::{Segments, Slot, SpaceError};
 use super::{Shared, lock};
 
@@ -19,6 +19,10 @@ const MIN_RECLAIM_BYTES: usize = 256 * 1024;
 /// ... or so many times the batch's own bytes. Even if all of that is live and copied, the oldest segment is
 /// gone through faster than new ones fill, which bounds the log: see [`State::reclaims`].
 const RECLAIM_FACTOR: usize = 4;
+/// A replica that has more than this in the oldest segment is told, so that a snapshot may take the place of copies;
+/// or more than this share of a segment, if that is less.
+const PINNING_BYTES: u64 = 1024 * 1024;
+const PINNING_SHARE: u64 = 16;
 /// A full disk is asked again after this time.
 const FULL_RETRY: Duration = Duration::from_millis(100);
 
@@ -44,6 +48,8 @@ pub(crate) struct Appender {
     delayed: Option<Batch>,
     /// How far the oldest segment was gone through.
     reclaimed: Slot,
+    /// Those who keep it were told of the segments up to this use.
+    told: u64,
 }
 
 /// Records of the oldest segment that may be live.
@@ -67,21 +73,40 @@ struct Candidate {
 }
 
 impl State {
-    /// The segment to go through, if the log has more segments than its live bytes justify: more than
-    /// twice as many as these would fill, and two.
-    fn reclaims(&self, capacity: u64) -> Option<u64> {
+    /// The oldest segment that is needed, and by how many the log has more segments than its live bytes justify: more
+    /// than twice as many as these would fill, and two.
+    fn oldest(&self, capacity: u64) -> Option<(u64, i64)> {
         let oldest = (self.oldest_use..self.active_use).find(|&at| self.index.live_in(at) > 0)?;
         let used = self.active_use - oldest + 1;
         let live = self.index.live_bytes().div_ceil(capacity);
-        let wanted = used > FREE_SEGMENTS.max(2 * live + 2) || (self.full && used > live + 2);
-        wanted.then_some(oldest)
+        let allowed = if self.full { live + 2 } else { FREE_SEGMENTS.max(2 * live + 2) };
+        Some((oldest, used as i64 - allowed as i64))
+    }
+
+    /// The segment to go through.
+    fn reclaims(&self, capacity: u64) -> Option<u64> {
+        self.oldest(capacity).filter(|&(_, excess)| excess > 0).map(|(oldest, _)| oldest)
+    }
+
+    /// Tells those who keep the oldest segment, one segment before it is gone through; once for each segment.
+    fn tell_pinning(&mut self, capacity: u64, told: &mut u64) {
+        let Some((oldest, _)) = self.oldest(capacity).filter(|&(oldest, excess)| excess >= 0 && oldest > *told) else {
+            return;
+        };
+        *told = oldest;
+        for (replica, last) in self.index.pinning(oldest, PINNING_BYTES.min(capacity / PINNING_SHARE)) {
+            if let Some(pinned) = self.pins.get(&replica) {
+                pinned.send_replace(Some(last));
+            }
+        }
+        self.pins.retain(|_, pinned| !pinned.is_closed());
     }
 }
 
 impl Appender {
     pub(super) fn new(shared: Arc<Shared>, segments: Segments, capacity: u64) -> Self {
         let reclaimed = Slot { segment_use: 0, offset: 0 };
-        Self { shared, segments, capacity, delayed: None, reclaimed }
+        Self { shared, segments, capacity, delayed: None, reclaimed, told: UNUSED }
     }
 
     /// Steps until the log is closed or has failed.
@@ -230,10 +255,11 @@ impl Appender {
     /// The next batch, with what is to be copied.
     fn take(&mut self) -> Result<Option<Batch>, String> {
         let reclaims = {
-            let state = lock(&self.shared.state);
+            let mut state = lock(&self.shared.state);
             if matches!(state.life, Life::Closed | Life::Poisoned(_)) || !state.has_work() {
                 return Ok(None);
             }
+            state.tell_pinning(self.capacity, &mut self.told);
             let queued = state.queue.front().map_or(0, Batch::body_length);
             let budget = MIN_RECLAIM_BYTES.max(RECLAIM_FACTOR * queued);
             state.reclaims(self.capacity).map(|segment_use| (segment_use, budget))

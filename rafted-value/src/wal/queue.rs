@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::Done;
 use super::index::{Index, Item, Place};
@@ -127,6 +128,8 @@ pub(super) struct State {
     /// The disk was full when the next segments were prepared.
     pub(super) full: bool,
     pub(super) counters: Counters,
+    /// By replica: who wants to know that it keeps the oldest segment, and up to which entry.
+    pub(super) pins: BTreeMap<u64, watch::Sender<Option<u64>>>,
     kept_buffer: Vec<u8>,
 }
 
@@ -154,6 +157,7 @@ impl State {
             queued_bytes: 0,
             full: false,
             counters: Counters::default(),
+            pins: BTreeMap::new(),
             kept_buffer: Vec::new(),
         }
     }
