@@ -1,5 +1,7 @@
 //! A replica by itself, for tests: a group of one on a store, without a network.
 
+mod crash;
+mod full;
 mod pinned;
 
 use std::sync::Arc;

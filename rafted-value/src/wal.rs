@@ -285,9 +285,13 @@ impl Wal {
         self.handle.close();
     }
 
-    /// Holds the reason after a failed write or sync.
+    /// Holds the reason after a failed write or sync. A failure from before this call counts as a change.
     pub(crate) fn poisoned(&self) -> watch::Receiver<Option<String>> {
-        self.handle.shared.poisoned.subscribe()
+        let mut poisoned = self.handle.shared.poisoned.subscribe();
+        if poisoned.borrow().is_some() {
+            poisoned.mark_changed();
+        }
+        poisoned
     }
 
     fn state_lock(&self) -> MutexGuard<'_, State> {

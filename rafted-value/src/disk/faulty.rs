@@ -64,7 +64,9 @@ pub(crate) struct FaultyDisk {
 
 /// What runs while a file is synced.
 #[derive(Clone, Default)]
-struct Hook(Arc<Mutex<Option<Arc<dyn Fn() + Send + Sync>>>>);
+struct Hook(Arc<Mutex<Option<Callback>>>);
+
+type Callback = Arc<dyn Fn() + Send + Sync>;
 
 impl std::fmt::Debug for Hook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

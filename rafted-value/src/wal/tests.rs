@@ -398,6 +398,7 @@ fn a_failed_write_or_sync_ends_the_log_and_is_not_tried_again() {
         assert_eq!(appender.step(), Step::Stopped);
         assert_eq!(disk.operations(), operations, "nothing more is written or synced");
         assert!(poisoned.borrow().is_some());
+        assert!(wal.poisoned().has_changed().unwrap(), "who asks late is told, too");
         wal.close();
         let (wal, _appender) = open(&disk.restart(failing));
         assert_eq!(wal.replicas(), [replica(1)]);

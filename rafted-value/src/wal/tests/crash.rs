@@ -208,3 +208,27 @@ fn a_segment_is_kept_until_what_frees_it_is_durable() {
     }
     assert!(steps > 8, "{steps}");
 }
+
+#[test]
+fn names_of_files_that_were_not_synced_may_all_be_lost_or_all_be_kept() {
+    for seed in 0..3 {
+        let (base, start) = used(seed);
+        let whole = base.reopen();
+        run(&whole, start.clone(), seed, CALLS).unwrap();
+        for at in 0..whole.operations() {
+            let disk = base.reopen();
+            disk.fail_at(at, Fault::Crash);
+            let crashed = run(&disk, start.clone(), seed, CALLS);
+            for (sectors, names) in [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)] {
+                let context = format!("seed {seed}, crash at {at}, {sectors} of the sectors, {names} of the names");
+                let disk = disk.restart_keeping(sectors, names, at);
+                let (wal, _appender) = try_open(&disk).unwrap_or_else(|error| panic!("{context}: {error}"));
+                let found = everything(&wal);
+                match &crashed {
+                    Ok(run) => run.check(&found).unwrap_or_else(|error| panic!("{context}: {error}")),
+                    Err(_) => assert_eq!(found, start, "{context}"),
+                }
+            }
+        }
+    }
+}

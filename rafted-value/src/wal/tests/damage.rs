@@ -214,3 +214,59 @@ fn bytes_of_users_never_pass_for_a_batch() {
     disk.flip_bit(&segment(1), end as u64 - 8);
     assert_eq!(entries(&open(&disk).0, 1).len(), 5);
 }
+
+/// The states that a log of one replica goes through, batch by batch: what may be left of a torn one.
+fn without_last(all: &Everything) -> Everything {
+    let mut before = all.clone();
+    let (_, state, entries) = before.0.get_mut(&1).unwrap();
+    entries.pop();
+    state.last = entries.last().map(|entry| position(entry.term, entry.index)).or(state.last_purged);
+    before
+}
+
+#[test]
+fn a_bit_flipped_anywhere_gives_damage_a_torn_tail_or_nothing_and_never_other_content() {
+    let not_closed = FaultyDisk::default();
+    long(&not_closed);
+    let closed = not_closed.reopen();
+    let (wal, appender) = open(&closed);
+    close(wal, appender);
+    for (disk, is_closed) in [(not_closed, false), (closed, true)] {
+        let healthy = everything(&open(&disk.reopen()).0);
+        let torn = without_last(&healthy);
+        let mut counts = [0; 3];
+        for name in disk.list(Path::new(DIR)).unwrap() {
+            let path = Path::new(DIR).join(&name);
+            let length = disk.content(&path).len() as u64;
+            // Every byte of the headers and of the first batches, and in the rest each byte of a record by and by.
+            let places =
+                (0..64).chain(FIRST_OFFSET..FIRST_OFFSET + 700).chain((FIRST_OFFSET + 700..length).step_by(13));
+            for offset in places.filter(|&offset| offset < length) {
+                let disk = disk.reopen();
+                disk.change(&path, |content| content[offset as usize] ^= 1 << (offset % 8));
+                match try_open(&disk) {
+                    Err(WalError::Damage { file, offset: at, .. }) => {
+                        // Without its header, a segment is missing to the one behind it.
+                        let is_near = file == path && at <= offset || offset < 64;
+                        assert!(is_near, "byte {offset} of {name}: told byte {at} of {}", file.display());
+                        counts[0] += 1;
+                    }
+                    Err(WalError::Version { file, .. } | WalError::Foreign { file }) => {
+                        // The version's or the salt's bytes; of the two salts, nobody knows which one is right.
+                        assert!((8..12).contains(&offset) && file == path || (16..32).contains(&offset), "{offset}");
+                        counts[0] += 1;
+                    }
+                    Err(other) => panic!("byte {offset} of {name}: {other}"),
+                    Ok((wal, _appender)) => {
+                        let found = everything(&wal);
+                        let is_torn = found == torn && !is_closed;
+                        assert!(found == healthy || is_torn, "byte {offset} of {name} gave other content");
+                        counts[if is_torn { 1 } else { 2 }] += 1;
+                    }
+                }
+            }
+        }
+        let [refused, torn, unharmed] = counts;
+        assert!(refused > 1000 && (torn > 10) != is_closed && unharmed > 100, "{counts:?}");
+    }
+}

@@ -1,5 +1,8 @@
 //! A full disk: it shows before anything is lost, and the log goes on when there is room.
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::*;
 
 /// Appends until the disk is found full, purging nothing.
@@ -87,4 +90,101 @@ fn closing_on_a_full_disk_ends_with_errors() {
     assert!(durable > 0 && durable < 1000);
     assert!(told[durable..].iter().all(|told| told.get().unwrap().is_err()));
     assert!(entries(&open(&disk.restart(5)).0, 1).len() >= durable);
+}
+
+/// A log of random use on a disk of this size, until that is full or the calls are made; what was told to be durable,
+/// at least, as the number of states, and the states.
+fn fill_by_chance(disk: &FaultyDisk, seed: u64) -> Option<(Wal, Appender, Vec<Everything>, Arc<AtomicUsize>)> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let (wal, mut appender) = try_open(disk).ok()?;
+    let durable = Arc::new(AtomicUsize::new(0));
+    let mut states = vec![Everything::default()];
+    for serial in 0..400 {
+        let call = states[states.len() - 1].random_call(&mut random, serial);
+        let after = states[states.len() - 1].apply(&call);
+        states.extend(after);
+        let (at, durable) = (states.len() - 1, durable.clone());
+        call.make(
+            &wal,
+            Box::new(move |result| {
+                match result {
+                    Ok(()) => drop(durable.fetch_max(at, Ordering::SeqCst)),
+                    // A snapshot that is not newer.
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::AlreadyExists),
+                }
+            }),
+        );
+        if random.random_bool(0.3) && step_all(&mut appender) == Step::Full {
+            break;
+        }
+    }
+    Some((wal, appender, states, durable))
+}
+
+#[test]
+fn a_disk_that_fills_at_any_point_and_empties_again_loses_nothing_and_nobody_waits_for_ever() {
+    let (mut refused, mut filled, mut roomy) = (0, 0, 0);
+    // From no room for a header to room for all, by less than what is written at once.
+    for step in 0..120 {
+        let (capacity, seed) = (step * 1700, step % 7);
+        let disk = FaultyDisk::default();
+        disk.set_capacity(Some(capacity));
+        let Some((wal, mut appender, states, durable)) = fill_by_chance(&disk, seed) else {
+            // Refused as it was opened: nothing is left behind that keeps it from being opened with room.
+            disk.set_capacity(None);
+            assert_eq!(everything(&open(&disk).0), Everything::default(), "{capacity} bytes");
+            refused += 1;
+            continue;
+        };
+        if step_all(&mut appender) == Step::Full {
+            filled += 1
+        } else {
+            roomy += 1
+        }
+        assert_eq!(*wal.poisoned().borrow(), None, "{capacity} bytes");
+        // Power is lost while it waits: all that was told is there.
+        let told = durable.load(Ordering::SeqCst);
+        let crashed = disk.restart(step);
+        crashed.set_capacity(None);
+        let found = everything(&open(&crashed).0);
+        assert!(states[told..].contains(&found), "{capacity} bytes, {told} states told");
+        // There is room again: everybody is told.
+        disk.set_capacity(None);
+        let last = Told::default();
+        wal.create(replica(99), last.done());
+        assert_eq!(step_all(&mut appender), Step::Idle, "{capacity} bytes");
+        assert!(last.is_ok() && durable.load(Ordering::SeqCst) > 0);
+        let mut expected = states.last().unwrap().clone();
+        expected.0.insert(99, (replica(99), ReplicaLogState::default(), Vec::new()));
+        assert_eq!(everything(&open(&disk.restart(step)).0), expected, "{capacity} bytes");
+    }
+    assert!(refused > 0 && filled > 10 && roomy > 10, "{refused} {filled} {roomy}");
+}
+
+#[test]
+fn votes_truncations_and_purges_are_served_from_the_reserve_whenever_the_disk_is_full() {
+    // Room for the reserve and some more; the end of the room falls on every part of a segment.
+    for step in 0..40 {
+        let disk = FaultyDisk::default();
+        disk.set_capacity(Some(5 * MIN_SEGMENT_BYTES + step * 1000));
+        let (wal, mut appender) = open(&disk);
+        wal.create(replica(1), nobody());
+        let appended = fill_up(&wal, &mut appender);
+        for term in 0..30 {
+            let (voted, removed) = (Told::default(), Told::default());
+            wal.save_vote(1, vote(term), voted.done());
+            wal.truncate_after(1, Some(appended - 2 - term / 10));
+            wal.save_committed(1, position(1, appended / 2));
+            wal.remove(77, removed.done());
+            assert_eq!(step_all(&mut appender), Step::Idle, "vote {term}, room {step}");
+            assert!(voted.is_ok() && removed.is_ok());
+        }
+        wal.purge(1, position(1, appended - 10));
+        for term in 30..200 {
+            wal.save_vote(1, vote(term), nobody());
+            assert_eq!(step_all(&mut appender), Step::Idle, "vote {term}, room {step}");
+        }
+        assert!(!wal.is_full(), "room {step}: {:?}", wal.stats());
+        assert_eq!(everything(&open(&disk.restart(step)).0), everything(&wal));
+    }
 }
