@@ -5,6 +5,7 @@
 //! it is elsewhere than the members say --------------------> tell the leader
 //! it leads, and a change of members stays half done -------> finish it
 //! no leader is heard, or it is no member any more ---------> ask the others; not a member, says a leader: retire
+//! the group goes on as a later incarnation ----------------> retire
 //! ```
 //!
 //! Only a leader that a majority confirms says that a replica is no member, and only a replica that was a member for
@@ -135,6 +136,8 @@ impl Caretaker {
             let answer = self.transport.call(&member.name, request.encode(), PATIENCE).await;
             match answer.map(Answer::decode) {
                 Ok(Ok(Answer::Seat { member })) => return !member,
+                // A person has recovered the group without this replica.
+                Ok(Ok(Answer::Ended { .. })) => return true,
                 Ok(Ok(Answer::NotLeader { leader: Some((_, leader)) })) => self.route.learn(&leader),
                 _ => {}
             }

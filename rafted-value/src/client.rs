@@ -253,7 +253,7 @@ fn from_answer(answer: Bytes) -> Outcome {
         Ok(Answer::Reply(reply)) => Outcome::Done(reply),
         Ok(Answer::Failed(message)) => Outcome::Failed(message),
         Ok(Answer::NotLeader { leader }) => Outcome::Elsewhere { leader: leader.map(|(_, member)| member.name) },
-        Ok(Answer::WrongReplica) => Outcome::Elsewhere { leader: None },
+        Ok(Answer::WrongReplica | Answer::Ended { .. }) => Outcome::Elsewhere { leader: None },
         Ok(Answer::NotHappened(reason)) => refused(reason),
         Ok(Answer::Unknown(reason)) => Outcome::Maybe(reason),
         Ok(other) => Outcome::Maybe(UnknownOutcome::Interrupted(format!("an answer to another question: {other:?}"))),

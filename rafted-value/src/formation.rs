@@ -21,7 +21,7 @@ use crate::change::Change;
 use crate::client::GroupClient;
 use crate::error::MembershipError;
 use crate::group::UntypedReplica;
-use crate::rpc::{Answer, Envelope, Request, RequestBody};
+use crate::rpc::{ANY_INCARNATION, Answer, ClusterTag, Envelope, Request, RequestBody};
 use crate::status::{Member, ReplicaId};
 use crate::transport::Transport;
 
@@ -45,6 +45,30 @@ pub(crate) enum Entrance {
     Joining,
     /// It waits until a member adds it.
     Waiting,
+}
+
+/// The incarnation of the group as the others know it; 0 where nobody answers, as for a group that is yet to be.
+pub(crate) async fn discover_incarnation(
+    transport: &dyn Transport,
+    group: &str,
+    others: impl Iterator<Item = &String>,
+    patience: Duration,
+) -> u64 {
+    let envelope = Envelope {
+        cluster: ClusterTag::default(),
+        incarnation: ANY_INCARNATION,
+        from: None,
+        to: None,
+        group: group.to_owned(),
+    };
+    let hello = Request { envelope, body: RequestBody::Hello { founder: false } }.encode();
+    let asked = others.map(|node| transport.call(node, hello.clone(), patience));
+    let answers = futures_util::future::join_all(asked).await.into_iter().flatten();
+    let incarnations = answers.filter_map(|answer| match Answer::decode(answer) {
+        Ok(Answer::Hello { incarnation, .. }) => Some(incarnation),
+        _ => None,
+    });
+    incarnations.max().unwrap_or(0)
 }
 
 /// What the task that forms or joins the group knows.
@@ -97,7 +121,7 @@ impl Formation {
         let mut answers = BTreeMap::new();
         for (node, addresses) in &self.others {
             let hello = RequestBody::Hello { founder };
-            if let Some(Answer::Hello { replica, node: number, initialized }) = self.ask(node, hello).await
+            if let Some(Answer::Hello { replica, node: number, initialized, .. }) = self.ask(node, hello).await
                 && let Some(id) = ReplicaId::new(replica)
             {
                 let addresses = addresses.clone();

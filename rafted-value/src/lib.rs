@@ -31,6 +31,7 @@ mod store;
 mod snapshot;
 mod any_value;
 mod node_file;
+mod recovery;
 mod rpc;
 mod change;
 mod openraft_types;
@@ -71,6 +72,7 @@ pub use crate::proposer::ProposeError;
 #[cfg(feature = "quic")]
 pub use crate::quic::{QuicTransport, serve};
 pub use crate::reader::ReadError;
+pub use crate::recovery::{Found, PlanError, RECOVERY_TERM_STEP, RecoveryPlan, RecoveryReport, plan as plan_recovery};
 #[cfg(feature = "quic")]
 pub use crate::replica::{
     CommandRequest, DEFAULT_MEMBERSHIP_TIMEOUT, DEFAULT_TIMEOUT, MembershipRequest, QueryRequest, Replica,
@@ -79,7 +81,7 @@ pub use crate::replica::{
 pub use crate::rpc::{ClusterTag, Envelope, peek};
 pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN};
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
-pub use crate::store::{NodeIdentity, Store, StoredReplica};
+pub use crate::store::{NodeIdentity, Recovered, RecoveryError, Store, StoredReplica};
 pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
 pub use crate::value::{Context, LogTime, UpgradeError, Value};
 pub use crate::wal::{InspectedSegment, LogEnd, SegmentState, WalError, WalStats};

@@ -13,24 +13,8 @@ use openraft::raft::Precondition;
 use crate::change::is_close;
 use crate::error::{InitializeError, MembersError};
 use crate::machine::Raft;
-use crate::openraft_types::{LogId, StoredMembership, Types, log_id};
-use crate::status::{LogPosition, Member, Members, ReplicaId, Status};
-
-pub(crate) fn position(id: LogId) -> LogPosition {
-    LogPosition { term: **id.committed_leader_id(), index: id.index }
-}
-
-pub(crate) fn members_of(effective: &StoredMembership, committed: &StoredMembership) -> Members {
-    let membership = effective.membership();
-    let ids = |voters: &BTreeSet<u64>| voters.iter().copied().filter_map(ReplicaId::new).collect();
-    let replica = |(&id, member): (&u64, &Member)| Some((ReplicaId::new(id)?, member.clone()));
-    Members {
-        replicas: membership.nodes().filter_map(replica).collect(),
-        voters: membership.get_joint_config().iter().map(ids).collect(),
-        position: effective.log_id().map(position),
-        committed: effective.log_id() == committed.log_id(),
-    }
-}
+use crate::openraft_types::{Types, log_id, position};
+use crate::status::{LogPosition, Member, ReplicaId, Status};
 
 /// Makes one change on the leader. Voters that are left out leave the group. The step's index is written into a
 /// member that stays, so that a step which was decided before it is refused from then on.

@@ -85,6 +85,9 @@ impl Client {
                     Err(Unreachable::from_string(format!("node {} does not host replica {:016x}", self.node, self.to))
                         .into())
                 }
+                Ok(Answer::Ended { incarnation }) => {
+                    Err(Unreachable::from_string(format!("the group goes on as incarnation {incarnation}")).into())
+                }
                 Ok(Answer::NotHappened(reason)) => Err(Unreachable::from_string(reason).into()),
                 Ok(answer) => Ok(answer),
                 Err(error) => Err(NetworkError::from_string(error).into()),

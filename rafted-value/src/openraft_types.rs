@@ -7,7 +7,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, Writer};
-use crate::status::Member;
+use crate::status::{LogPosition, Member, Members, ReplicaId};
 
 openraft::declare_raft_types!(
     /// The concrete type config.
@@ -94,6 +94,22 @@ pub(crate) fn vote(term: u64, voted_for: u64, committed: bool) -> Vote {
 
 pub(crate) fn entry(term: u64, index: u64, payload: Payload) -> Entry {
     openraft::Entry { log_id: log_id(term, index), payload }
+}
+
+pub(crate) fn position(id: LogId) -> LogPosition {
+    LogPosition { term: **id.committed_leader_id(), index: id.index }
+}
+
+pub(crate) fn members_of(effective: &StoredMembership, committed: &StoredMembership) -> Members {
+    let membership = effective.membership();
+    let ids = |voters: &BTreeSet<u64>| voters.iter().copied().filter_map(ReplicaId::new).collect();
+    let replica = |(&id, member): (&u64, &Member)| Some((ReplicaId::new(id)?, member.clone()));
+    Members {
+        replicas: membership.nodes().filter_map(replica).collect(),
+        voters: membership.get_joint_config().iter().map(ids).collect(),
+        position: effective.log_id().map(position),
+        committed: effective.log_id() == committed.log_id(),
+    }
 }
 
 const PAYLOAD_BLANK: u8 = 0;

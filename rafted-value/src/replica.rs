@@ -23,7 +23,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::GroupConfig;
 use crate::encoding::{decode_answer, decode_reply, encode_query};
 use crate::error::{CommandError, NotHappened, QueryError, StartError, UnknownOutcome};
-use crate::formation::{Entrance, Formation};
+use crate::formation::{Entrance, Formation, discover_incarnation};
 use crate::group::{ReplicaSpec, UntypedReplica};
 use crate::quic::{QuicTransport, serve};
 use crate::rpc::ClusterTag;
@@ -36,6 +36,11 @@ use crate::value::Value;
 
 /// How long a command or query may take unless it says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the first start of a node that joins waits to hear of which incarnation the group is.
+const JOINING_PATIENCE: Duration = Duration::from_secs(5);
+/// The same where the others may be starting for the first time, too.
+const FOUNDING_PATIENCE: Duration = Duration::from_millis(300);
 
 /// A replicated value: this node's replica, and the way to the group's leader. Clones share it; the replica
 /// stops with [`Replica::shutdown`] or when the last clone is dropped.
@@ -233,8 +238,7 @@ impl<V: Value> ReplicaBuilder<V> {
         serve(endpoint, &mailbox, Arc::new(replica.clone()), &mut tasks)
             .map_err(|error| StartError::Invalid(error.to_string()))?;
         let transport: Arc<dyn Transport> = Arc::new(QuicTransport::new(endpoint.clone(), &mailbox));
-        let route: Arc<dyn Route> =
-            Arc::new(MemberRoute::new(endpoint.clone(), self.members.keys().cloned().collect(), replica.clone()));
+        let route: Arc<dyn Route> = Arc::new(MemberRoute::new(endpoint.clone(), self.members.clone(), replica.clone()));
         let client = GroupClient::new(route.clone(), transport.clone());
         let (transport_of, client_of) = (transport.clone(), client.clone());
         let formation = Formation {
@@ -299,24 +303,29 @@ impl<V: Value> ReplicaBuilder<V> {
     }
 
     async fn start_replica(&self, store: &Store, endpoint: &Endpoint) -> Result<UntypedReplica, StartError> {
+        let mailbox = QuicTransport::mailbox_of(&self.group);
+        let transport = Arc::new(QuicTransport::new(endpoint.clone(), &mailbox));
         let stored = store.replicas().into_iter().find(|stored| stored.group == self.group);
-        let replica = match stored {
-            Some(stored) => stored.replica,
-            None => store.create_replica(&self.group, 0, Vec::new()).await?,
+        let (replica, incarnation) = match stored {
+            Some(stored) => (stored.replica, stored.incarnation),
+            None => {
+                let others = self.members.keys().filter(|name| *name != endpoint.name().as_str());
+                let patience = if self.entrance == Way::Joining { JOINING_PATIENCE } else { FOUNDING_PATIENCE };
+                let incarnation = discover_incarnation(&*transport, &self.group, others, patience).await;
+                (store.create_replica(&self.group, incarnation, Vec::new()).await?, incarnation)
+            }
         };
         if store.is_removed(replica) {
             return Err(StartError::Removed { group: self.group.clone(), replica });
         }
         let spec = ReplicaSpec {
             group: self.group.clone(),
-            incarnation: 0,
+            incarnation,
             replica,
             cluster: ClusterTag::default(),
             config: self.config.clone(),
             is_alone: true,
         };
-        let mailbox = QuicTransport::mailbox_of(&self.group);
-        let transport = Arc::new(QuicTransport::new(endpoint.clone(), &mailbox));
         UntypedReplica::start(store, spec, ValueFactory::of::<V>(self.environment.clone()), transport).await
     }
 }

@@ -149,6 +149,7 @@ pub(crate) enum Answer {
     Hello {
         replica: u64,
         node: u64,
+        incarnation: u64,
         initialized: bool,
     },
     Done,
@@ -164,11 +165,18 @@ pub(crate) enum Answer {
     NotChanged(MembershipError),
     /// It goes on; ask again.
     NotYet,
+    /// The sender is of an incarnation that unsafe recovery has ended.
+    Ended {
+        incarnation: u64,
+    },
     /// As a majority has it: the replica is a member, or none.
     Seat {
         member: bool,
     },
 }
+
+/// In a hello: whichever incarnation the receiver is of.
+pub(crate) const ANY_INCARNATION: u64 = u64::MAX;
 
 /// Reads who a request is for, without its body.
 pub fn peek(request: &Bytes) -> Result<Envelope, Malformed> {
@@ -417,10 +425,11 @@ impl Answer {
                 writer.u8(21);
                 writer.u32(*newest);
             }
-            Self::Hello { replica, node, initialized } => {
+            Self::Hello { replica, node, incarnation, initialized } => {
                 writer.u8(11);
                 writer.u64(*replica);
                 writer.u64(*node);
+                writer.u64(*incarnation);
                 writer.u8(u8::from(*initialized));
             }
             Self::Done => writer.u8(12),
@@ -449,6 +458,10 @@ impl Answer {
                 membership::write_refusal(&mut writer, refusal);
             }
             Self::NotYet => writer.u8(31),
+            Self::Ended { incarnation } => {
+                writer.u8(33);
+                writer.u64(*incarnation);
+            }
             Self::Seat { member } => {
                 writer.u8(32);
                 writer.u8(u8::from(*member));
@@ -480,7 +493,12 @@ impl Answer {
             },
             9 => Self::Snapshot { vote: read_vote(&mut reader)? },
             10 => return Ok(Self::Reply(reader.rest())),
-            11 => Self::Hello { replica: reader.u64()?, node: reader.u64()?, initialized: read_bool(&mut reader)? },
+            11 => Self::Hello {
+                replica: reader.u64()?,
+                node: reader.u64()?,
+                incarnation: reader.u64()?,
+                initialized: read_bool(&mut reader)?,
+            },
             20 => Self::ReadIndex { entries: reader.u64()? },
             21 => Self::Versions { newest: reader.u32()? },
             12 => Self::Done,
@@ -491,6 +509,7 @@ impl Answer {
             17 => Self::Failed(reader.string()?),
             30 => Self::NotChanged(membership::read_refusal(&mut reader)?),
             31 => Self::NotYet,
+            33 => Self::Ended { incarnation: reader.u64()? },
             32 => Self::Seat { member: read_bool(&mut reader)? },
             _ => return Err(reader.malformed()),
         };

@@ -6,6 +6,8 @@
 //! DIR/lock       held while a process uses DIR            DIR/snapshots/  one file per large snapshot
 //! ```
 
+mod recovering;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+pub use self::recovering::{Recovered, RecoveryError};
 use crate::clock::{Clock, SystemClock};
 use crate::disk::guarded::GuardedDisk;
 use crate::disk::{Disk, DiskLock, RealDisk};

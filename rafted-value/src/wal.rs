@@ -25,6 +25,7 @@ mod in_order;
 mod progress;
 mod read;
 mod config;
+mod together;
 mod queue;
 mod segment;
 mod index;

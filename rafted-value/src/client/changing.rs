@@ -86,7 +86,7 @@ fn changed(answer: Result<Answer, crate::codec::Malformed>) -> Changed {
             let known = |(id, member)| Some((crate::status::ReplicaId::new(id)?, member));
             Changed::NotLeader { leader: leader.and_then(known) }
         }
-        Ok(Answer::WrongReplica) => Changed::NotLeader { leader: None },
+        Ok(Answer::WrongReplica | Answer::Ended { .. }) => Changed::NotLeader { leader: None },
         Ok(Answer::NotChanged(error)) => Changed::Failed(error),
         Ok(Answer::NotHappened(reason)) => Changed::Failed(reason.into()),
         Ok(other) => interrupted(format!("an answer to another question: {other:?}")),

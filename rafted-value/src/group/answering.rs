@@ -30,10 +30,13 @@ impl UntypedReplica {
     }
 
     pub(super) async fn answer(&self, request: Bytes, timeout: Duration) -> Answer {
-        let request = match Request::decode(request) {
+        let mut request = match Request::decode(request) {
             Ok(request) => request,
             Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
         };
+        if let Some(ended) = self.judge_incarnation(&mut request) {
+            return ended;
+        }
         if !self.is_for_me(&request.envelope) {
             return Answer::WrongReplica;
         }
@@ -97,7 +100,12 @@ impl UntypedReplica {
                 Err(error) => return self.stopped(&error),
             }
         }
-        Answer::Hello { replica: inner.spec.replica.get(), node: inner.store.node().node_id, initialized }
+        Answer::Hello {
+            replica: inner.spec.replica.get(),
+            node: inner.store.node().node_id,
+            incarnation: inner.spec.incarnation,
+            initialized,
+        }
     }
 
     async fn append(&self, append: Append) -> Answer {

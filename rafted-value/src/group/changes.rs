@@ -11,7 +11,7 @@ use super::UntypedReplica;
 use super::answering::not_leader;
 use crate::change::{self, Change, Step};
 use crate::error::{DeleteError, MembersError, MembershipError, NotHappened, StoreError, UnknownOutcome};
-use crate::rpc::Answer;
+use crate::rpc::{ANY_INCARNATION, Answer, Request, RequestBody};
 use crate::status::{Member, ReplicaId, Role, Status};
 
 /// How often the leader looks whether a replica has caught up, or the leadership has gone.
@@ -203,6 +203,20 @@ impl UntypedReplica {
                 _ => tokio::time::sleep(PAUSE).await,
             }
         }
+    }
+
+    /// Tells those who ask by themselves that their incarnation has ended; a hello may be for any.
+    pub(super) fn judge_incarnation(&self, request: &mut Request) -> Option<Answer> {
+        let spec = self.spec();
+        let envelope = &mut request.envelope;
+        let asks = matches!(request.body, RequestBody::Hello { .. } | RequestBody::Seat { .. });
+        if !asks || !self.inner.is_alone || envelope.group != spec.group || envelope.cluster != spec.cluster {
+            return None;
+        }
+        if envelope.incarnation == ANY_INCARNATION {
+            envelope.incarnation = spec.incarnation;
+        }
+        (envelope.incarnation < spec.incarnation).then_some(Answer::Ended { incarnation: spec.incarnation })
     }
 
     /// Whether a replica is a member, as the leader knows it from a majority.

@@ -8,8 +8,8 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant, ServerState};
 
 use super::UntypedReplica;
-use crate::membership::{members_of, position};
 use crate::openraft_types::Types;
+use crate::openraft_types::{members_of, position};
 use crate::status::{ReplicaId, Role, Status};
 
 type Metrics = openraft::RaftMetrics<Types>;

@@ -106,7 +106,7 @@ impl Inner {
             };
             let hello = Request { envelope, body: RequestBody::Hello { founder: false } }.encode();
             let answer = self.transport.call(&member.name, hello, HELLO_PATIENCE).await;
-            if let Ok(Ok(Answer::Hello { replica, node, initialized })) = answer.map(Answer::decode)
+            if let Ok(Ok(Answer::Hello { replica, node, initialized, .. })) = answer.map(Answer::decode)
                 && let Some(replica) = ReplicaId::new(replica)
             {
                 self.check_origin(&member.name, replica, initialized)?;

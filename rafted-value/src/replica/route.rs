@@ -1,5 +1,7 @@
 //! Where a lone group's members are: as the membership says, and before there is one, as the builder was told.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use batched_comm::{Endpoint, NodeName};
@@ -12,13 +14,14 @@ use crate::status::Member;
 pub(super) struct MemberRoute {
     endpoint: Endpoint,
     here: String,
-    told: Vec<String>,
+    /// What the builder was told, which may be newer than what the membership says.
+    told: BTreeMap<String, SocketAddr>,
     replica: UntypedReplica,
     leader: Mutex<Option<String>>,
 }
 
 impl MemberRoute {
-    pub(super) fn new(endpoint: Endpoint, told: Vec<String>, replica: UntypedReplica) -> Self {
+    pub(super) fn new(endpoint: Endpoint, told: BTreeMap<String, SocketAddr>, replica: UntypedReplica) -> Self {
         let here = endpoint.name().as_str().to_owned();
         Self { endpoint, here, told, replica, leader: Mutex::new(None) }
     }
@@ -38,7 +41,7 @@ impl Route for MemberRoute {
         let mut nodes: Vec<String> = status.members.replicas.into_values().map(|member| member.name).collect();
         // Those told to a member that joins: what it knows of the membership may be old, or nothing.
         if !status.members.voters.iter().any(|voters| voters.contains(&status.replica)) {
-            nodes.extend(self.told.iter().cloned());
+            nodes.extend(self.told.keys().cloned());
         }
         nodes.sort();
         nodes.dedup();
@@ -63,7 +66,10 @@ impl Route for MemberRoute {
             return;
         }
         match member.name.parse::<NodeName>() {
-            Ok(name) => drop(self.endpoint.set_peer(&name, member.addresses.clone())),
+            Ok(name) => {
+                let told = self.told.get(&member.name).filter(|told| !member.addresses.contains(told));
+                self.endpoint.set_peer(&name, member.addresses.iter().chain(told).copied().collect());
+            }
             Err(error) => tracing::warn!(member = member.name, %error, "a member has a name that no node can have"),
         }
     }

@@ -75,7 +75,7 @@ fn answers() -> Vec<Answer> {
         Answer::TransferLogNotFlushed { expected: id, actual: None },
         Answer::Snapshot { vote },
         Answer::Reply(Bytes::from_static(b"reply")),
-        Answer::Hello { replica: 1, node: 2, initialized: true },
+        Answer::Hello { replica: 1, node: 2, incarnation: 3, initialized: true },
         Answer::Done,
         Answer::WrongReplica,
         Answer::NotLeader { leader: Some((3, member())) },
@@ -91,6 +91,7 @@ fn answers() -> Vec<Answer> {
         Answer::Unknown(UnknownOutcome::Interrupted("i".into())),
         Answer::Failed("f".into()),
         Answer::NotYet,
+        Answer::Ended { incarnation: 4 },
         Answer::Seat { member: true },
     ]
     .into_iter()

@@ -207,7 +207,7 @@ impl State {
         &mut self.queue[last]
     }
 
-    fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         while self.oldest_use < self.active_use && self.index.live_in(self.oldest_use) == 0 {
             self.oldest_use += 1;
         }

@@ -9,6 +9,7 @@ mod identity;
 mod members;
 mod membership;
 mod quic;
+mod recovery;
 mod site;
 mod stale;
 mod staleness;

@@ -65,7 +65,7 @@ impl Site {
 
     fn new(dirs: Option<tempfile::TempDir>) -> Self {
         let ca = Identity::in_memory_ca().unwrap();
-        let names = ["n1", "n2", "n3", "n4", "n5"];
+        let names = ["n1", "n2", "n3", "n4", "n5", "n6", "n7"];
         let identities = names.map(|name| (name.to_owned(), ca.issue(name).unwrap())).into();
         Self { nodes: BTreeMap::new(), identities, dirs, config: GroupConfig::default() }
     }

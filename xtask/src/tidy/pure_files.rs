@@ -22,7 +22,16 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
     ),
     (
         "rafted-value",
-        &["openraft_types.rs", "change.rs", "value.rs", "config.rs", "error.rs", "wal/record.rs", "wal/index.rs"],
+        &[
+            "openraft_types.rs",
+            "change.rs",
+            "recovery.rs",
+            "value.rs",
+            "config.rs",
+            "error.rs",
+            "wal/record.rs",
+            "wal/index.rs",
+        ],
     ),
     ("raft-fleet", &["cluster.rs", "adjustment.rs", "placement.rs", "config.rs", "error.rs"]),
     (
