@@ -184,7 +184,7 @@ impl Cluster {
         let route = HubRoute {
             hub: self.hub.clone(),
             here: here.to_owned(),
-            nodes: ["n1", "n2", "n3", "n4", "n5"].map(str::to_owned).to_vec(),
+            nodes: ["n1", "n2", "n3", "n4", "n5", "n6", "n7"].map(str::to_owned).to_vec(),
             leader: Mutex::new(None),
         };
         GroupClient::new(Arc::new(route), self.hub.transport(here))
