@@ -14,6 +14,11 @@ use super::record::{self, Record};
 use super::segment::SegmentFile;
 use super::{LogEntry, Wal};
 
+/// Entries with no more than this between them are read at once: much less than what a read costs.
+const MAX_GAP_BYTES: u64 = 1024;
+/// What is read at once, unless one entry is longer.
+const MAX_READ_BYTES: u64 = 256 * 1024;
+
 impl Wal {
     /// What [`Wal::read`] gives, if no file has to be read for it: it never waits for the disk.
     pub(crate) fn read_cached(&self, replica: u64, range: Range<u64>, max_bytes: usize) -> Option<Vec<LogEntry>> {
@@ -31,17 +36,19 @@ impl Wal {
         'again: loop {
             let found = self.lookup(replica, range.clone(), max_bytes);
             let mut entries = Vec::with_capacity(found.len());
-            for (lookup, segment) in found {
-                match (lookup, segment) {
-                    (Lookup::Cached { term, index, payload }, _) => entries.push(LogEntry { term, index, payload }),
-                    (Lookup::Stored { term, index, place }, segment) => {
-                        match read_stored(replica, term, index, place, segment.as_deref()) {
-                            Ok(payload) => entries.push(LogEntry { term, index, payload }),
-                            // It was moved, and its segment used again, since it was looked up.
-                            Err(_) if !self.still_at(replica, index, place) => continue 'again,
-                            Err(error) => return Err(error),
-                        }
-                    }
+            let mut rest = &found[..];
+            while let Some((lookup, _)) = rest.first() {
+                if let Lookup::Cached { term, index, payload } = lookup {
+                    entries.push(LogEntry { term: *term, index: *index, payload: payload.clone() });
+                    rest = &rest[1..];
+                    continue;
+                }
+                let (stretch, behind) = rest.split_at(stretch_length(rest));
+                match read_stretch(replica, stretch, &mut entries) {
+                    Ok(()) => rest = behind,
+                    // It was moved, and its segment used again, since it was looked up.
+                    Err(_) if !self.still_there(replica, stretch) => continue 'again,
+                    Err(error) => return Err(error),
                 }
             }
             return Ok(entries);
@@ -64,31 +71,82 @@ impl Wal {
             .collect()
     }
 
-    fn still_at(&self, replica: u64, index: u64, place: Place) -> bool {
-        self.state_lock().index.place(replica, Item::Entry(index)) == Some(place)
+    fn still_there(&self, replica: u64, stretch: &[FoundEntry]) -> bool {
+        let state = self.state_lock();
+        stretch.iter().all(|(lookup, _)| match lookup {
+            Lookup::Cached { .. } => true,
+            Lookup::Stored { index, place, .. } => state.index.place(replica, Item::Entry(*index)) == Some(*place),
+        })
     }
 }
 
-fn read_stored(replica: u64, term: u64, index: u64, place: Place, segment: Option<&SegmentFile>) -> io::Result<Bytes> {
-    let (Place::Written { offset, length, .. }, Some(segment)) = (place, segment) else {
-        return Err(io::Error::other(format!("entry {index} of replica {replica:016x} is in no segment")));
+/// An entry, and the segment in which it is, if it has to be read.
+type FoundEntry = (Lookup, Option<Arc<SegmentFile>>);
+
+/// Where an entry stands, if it has to be read: the segment's use, and the bytes there.
+fn stored_at(found: &FoundEntry) -> Option<(u64, Range<u64>)> {
+    match found {
+        (Lookup::Stored { place: Place::Written { segment_use, offset, length }, .. }, Some(_)) => {
+            let start = u64::from(*offset);
+            Some((*segment_use, start..start + u64::from(*length)))
+        }
+        _ => None,
+    }
+}
+
+/// How many of the entries, one at least, stand so close to one another that one read of the file is for all of them.
+fn stretch_length(found: &[FoundEntry]) -> usize {
+    let Some((first_use, Range { start, end })) = found.first().and_then(stored_at) else {
+        return 1;
     };
-    let mut bytes = vec![0; length as usize];
-    segment.file.read_at(&mut bytes, u64::from(offset))?;
-    let payload_length = match record::decode(&bytes) {
+    let mut end = end;
+    let is_close = |found: &&FoundEntry| match stored_at(found) {
+        Some((segment_use, bytes)) if segment_use == first_use => {
+            let close = bytes.start >= end && bytes.start - end <= MAX_GAP_BYTES && bytes.end - start <= MAX_READ_BYTES;
+            end = bytes.end;
+            close
+        }
+        _ => false,
+    };
+    1 + found[1..].iter().take_while(is_close).count()
+}
+
+/// Reads the entries of a stretch, which share a buffer then.
+fn read_stretch(replica: u64, stretch: &[FoundEntry], entries: &mut Vec<LogEntry>) -> io::Result<()> {
+    let places = stretch.first().and_then(stored_at).zip(stretch.last().and_then(stored_at));
+    let (Some((first, last)), Some((Lookup::Stored { index, .. }, Some(segment)))) = (places, stretch.first()) else {
+        return Err(io::Error::other(format!("an entry of replica {replica:016x} is in no segment")));
+    };
+    let (start, end) = (first.1.start, last.1.end);
+    // At most a segment's size, so that the cast loses nothing.
+    let mut bytes = vec![0; (end - start) as usize];
+    segment.file.read_at(&mut bytes, start)?;
+    let bytes = Bytes::from(bytes);
+    for found in stretch {
+        let (Lookup::Stored { term, index, .. }, Some((_, place))) = (&found.0, stored_at(found)) else {
+            return Err(io::Error::other(format!("entry {index} of replica {replica:016x} is in no segment")));
+        };
+        let record = bytes.slice((place.start - start) as usize..(place.end - start) as usize);
+        let payload = payload_of(&record, replica, *term, *index).ok_or_else(|| {
+            let message = format!(
+                "the log is damaged: entry {index} of replica {replica:016x} is not at byte {} of {}",
+                place.start,
+                segment.path.display()
+            );
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })?;
+        entries.push(LogEntry { term: *term, index: *index, payload });
+    }
+    Ok(())
+}
+
+fn payload_of(record: &Bytes, replica: u64, term: u64, index: u64) -> Option<Bytes> {
+    match record::decode(record) {
         Some((found, Record::Entry { term: found_term, index: found_index, payload }, _))
             if (found, found_term, found_index) == (replica, term, index) =>
         {
-            payload.len()
+            Some(record.slice_ref(payload))
         }
-        _ => {
-            let message = format!(
-                "the log is damaged: entry {index} of replica {replica:016x} is not at byte {offset} of {}",
-                segment.path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-    };
-    let bytes = Bytes::from(bytes);
-    Ok(bytes.slice(bytes.len() - payload_length..))
+        _ => None,
+    }
 }

@@ -7,6 +7,7 @@ mod damage;
 mod full;
 mod model;
 mod parallel;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
