@@ -164,7 +164,7 @@ impl Wal {
     pub(crate) fn append(&self, replica: u64, entries: Vec<LogEntry>, done: Done) {
         self.submit(Some(done), |state| {
             check_entries(state, replica, &entries)?;
-            let last = state.index.state(replica).and_then(|state| state.last);
+            let last = state.index.bounds(replica).and_then(|(_, last)| last);
             if let (Some(first), Some(last)) = (entries.first(), last)
                 && first.index <= last.index
             {
@@ -205,7 +205,7 @@ impl Wal {
     /// everything that comes later. A smaller position than the last one changes nothing.
     pub(crate) fn purge(&self, replica: u64, position: Position) {
         self.submit(None, |state| {
-            let purged = state.index.state(replica).and_then(|state| state.last_purged);
+            let purged = state.index.bounds(replica).and_then(|(purged, _)| purged);
             if purged.is_some_and(|purged| purged.index >= position.index) {
                 return Ok(());
             }
@@ -343,7 +343,7 @@ fn check_known(state: &State, replica: u64) -> io::Result<()> {
 
 fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Result<()> {
     check_known(state, replica)?;
-    let known = state.index.state(replica).unwrap_or_default();
+    let (last_purged, known_last) = state.index.bounds(replica).unwrap_or_default();
     let refuse = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     let mut next = None;
     for entry in entries {
@@ -356,11 +356,11 @@ fn check_entries(state: &State, replica: u64, entries: &[LogEntry]) -> io::Resul
     let Some(first) = entries.first() else {
         return Ok(());
     };
-    if known.last.is_some_and(|last| first.index > last.index + 1) {
-        return refuse(format!("entry {} does not follow {:?}", first.index, known.last));
+    if known_last.is_some_and(|last| first.index > last.index + 1) {
+        return refuse(format!("entry {} does not follow {known_last:?}", first.index));
     }
-    if known.last_purged.is_some_and(|purged| first.index <= purged.index) {
-        return refuse(format!("entry {} was purged: {:?}", first.index, known.last_purged));
+    if last_purged.is_some_and(|purged| first.index <= purged.index) {
+        return refuse(format!("entry {} was purged: {last_purged:?}", first.index));
     }
     Ok(())
 }

@@ -195,13 +195,20 @@ impl Index {
         self.replicas.values().filter_map(|state| Some(state.created.as_ref()?.value.clone())).collect()
     }
 
-    pub(crate) fn state(&self, replica: u64) -> Option<ReplicaLogState> {
+    /// The last that was purged; and the last entry, or else that. Without the copies that [`Index::state`] makes.
+    pub(crate) fn bounds(&self, replica: u64) -> Option<(Option<Position>, Option<Position>)> {
         let state = self.replicas.get(&replica)?;
         let last_purged = state.purged.as_ref().map(|held| held.value);
-        let last = state.entries.last();
+        let last = state.entries.last().map(|(index, entry)| Position { term: entry.term, index });
+        Some((last_purged, last.or(last_purged)))
+    }
+
+    pub(crate) fn state(&self, replica: u64) -> Option<ReplicaLogState> {
+        let state = self.replicas.get(&replica)?;
+        let (last_purged, last) = self.bounds(replica)?;
         Some(ReplicaLogState {
             last_purged,
-            last: last.map(|(index, entry)| Position { term: entry.term, index }).or(last_purged),
+            last,
             vote: state.vote.as_ref().map(|held| held.value),
             committed: state.committed.as_ref().map(|held| held.value),
             snapshot: state.snapshot.as_ref().map(|held| held.value.clone()),
