@@ -59,8 +59,12 @@ impl Leaders {
         }
     }
 
-    /// A redirect's hint, or the end of one.
+    /// A redirect's hint, or the end of one; and who answered, which is mostly known.
     pub(crate) fn set(&self, group: &str, node: Option<&str>) {
+        let known = |heard: &HashMap<String, Heard>| heard.get(group).and_then(|entry| entry.leader.as_deref()) == node;
+        if known(&self.heard.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
         let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
         match (heard.get_mut(group), node) {
             (Some(entry), _) => entry.leader = node.map(str::to_owned),

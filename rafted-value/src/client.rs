@@ -280,7 +280,8 @@ struct Search<'a> {
     group: &'a str,
     deadline: Instant,
     hint: Option<String>,
-    candidates: std::vec::IntoIter<String>,
+    /// This round's nodes that were not tried yet; `None` before the first is needed.
+    candidates: Option<std::vec::IntoIter<String>>,
     redirects: u32,
     patience: Duration,
     /// Did not answer in this round: asked again only in the next one.
@@ -290,8 +291,7 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(client: &'a GroupClient, group: &'a str, deadline: Instant) -> Self {
         let hint = client.route.leader(group);
-        let candidates = client.route.nodes(group).into_iter();
-        Self { client, group, deadline, hint, candidates, redirects: 0, patience: FIRST_PATIENCE, silent: None }
+        Self { client, group, deadline, hint, candidates: None, redirects: 0, patience: FIRST_PATIENCE, silent: None }
     }
 
     async fn next(&mut self) -> Option<(String, Duration)> {
@@ -302,7 +302,9 @@ impl<'a> Search<'a> {
                 return Some((node, patience));
             }
             let silent = self.silent.clone();
-            if let Some(node) = self.candidates.find(|node| Some(node) != silent.as_ref()) {
+            let nodes = || self.client.route.nodes(self.group).into_iter();
+            let candidates = self.candidates.get_or_insert_with(nodes);
+            if let Some(node) = candidates.find(|node| Some(node) != silent.as_ref()) {
                 return Some((node, patience));
             }
             let jitter = crate::runtime::random_range(0.5..1.5);
@@ -310,7 +312,7 @@ impl<'a> Search<'a> {
             self.redirects = 0;
             self.silent = None;
             self.hint = self.client.route.leader(self.group);
-            self.candidates = self.client.route.nodes(self.group).into_iter();
+            self.candidates = None;
         }
     }
 

@@ -18,6 +18,7 @@ mod encoding;
 mod group;
 mod membership;
 mod proposer;
+mod gathering;
 mod roster;
 mod compactor;
 mod freshness;

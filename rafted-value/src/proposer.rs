@@ -1,6 +1,7 @@
 //! Gathers commands and hands them to openraft in batches: with many groups and one write at a time, the cost
 //! of a write was measured to be thirty times higher.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -9,9 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use openraft::errors::{ClientWriteError, Fatal};
 use openraft::raft::WriteResult;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::command;
 use crate::error::{CommandError, UnknownOutcome};
+use crate::gathering;
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::{Applied, EntryData, Types};
 use crate::roster::Roster;
@@ -92,26 +95,54 @@ impl Limits {
 pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut roster: Roster, mut queue: mpsc::Receiver<Proposal>) {
     let mut batch = Vec::new();
     let mut in_flight = FuturesUnordered::new();
+    // When the first of the batch came, and when it has waited long enough.
+    let mut since = Instant::now();
+    let mut waited_long = pin!(tokio::time::sleep_until(since));
     loop {
-        let has_room = in_flight.len() < MAX_BATCHES_IN_FLIGHT;
+        let room = MAX_BATCH - batch.len();
+        let may_propose = in_flight.len() < MAX_BATCHES_IN_FLIGHT;
         tokio::select! {
             // Replies first: each is finite work, and whoever waits for one may be the next to ask.
             biased;
             Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
-            count = queue.recv_many(&mut batch, MAX_BATCH), if has_room => {
+            () = &mut waited_long, if may_propose && !batch.is_empty() => {}
+            count = queue.recv_many(&mut batch, room), if room > 0 => {
                 if count == 0 {
                     break;
                 }
-                refuse_unreadable(&raft, &shared, &mut roster, &mut batch).await;
-                let (commands, replies) = stamped(&shared, &mut batch);
-                match raft.client_write_many(commands).await {
-                    Ok(results) => in_flight.push(deliver(results, replies)),
-                    Err(fatal) => stopped(&fatal, replies),
+                if count == batch.len() {
+                    since = Instant::now();
+                    waited_long.as_mut().reset(since + gathering::MAX_WAIT);
                 }
             }
         }
+        if may_propose && gathering::is_due(in_flight.len(), batch.len(), since.elapsed()) {
+            in_flight.extend(propose(&raft, &shared, &mut roster, &mut batch).await);
+        }
     }
+    in_flight.extend(propose(&raft, &shared, &mut roster, &mut batch).await);
     while in_flight.next().await.is_some() {}
+}
+
+/// Hands a batch to openraft; answers with what delivers its replies.
+async fn propose(
+    raft: &Raft,
+    shared: &Shared,
+    roster: &mut Roster,
+    batch: &mut Vec<Proposal>,
+) -> Option<impl Future<Output = ()> + use<>> {
+    refuse_unreadable(raft, shared, roster, batch).await;
+    let (commands, replies) = stamped(shared, batch);
+    if commands.is_empty() {
+        return None;
+    }
+    match raft.client_write_many(commands).await {
+        Ok(results) => Some(deliver(results, replies)),
+        Err(fatal) => {
+            stopped(&fatal, replies);
+            None
+        }
+    }
 }
 
 /// Refuses what some member may not be able to read.

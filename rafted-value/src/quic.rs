@@ -3,12 +3,17 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use batched_comm::{Address, BulkError, BulkReceiver, CallError, Endpoint, Incoming, MailboxError, NodeName};
+use batched_comm::{
+    Address, BulkError, BulkReceiver, CallError, Endpoint, Incoming, Mailbox, MailboxError, MailboxName, NameError,
+};
 use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
@@ -19,6 +24,8 @@ use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
 const REQUEST: u32 = 1;
 /// Requests that wait in the mailbox; more are refused.
 const MAILBOX_CAPACITY: usize = 8_192;
+/// Requests that are taken from the mailbox at once.
+const MAX_RECEIVED: usize = 256;
 /// Requests of replicas that are being answered; more wait in the mailbox.
 const MAX_REPLICAS_IN_FLIGHT: usize = 16_384;
 /// Requests of clients that are being answered; more are refused, so that one stuck group does not keep the votes and
@@ -31,13 +38,14 @@ const BULK_BACKLOG: usize = 4;
 #[derive(Debug, Clone)]
 pub struct QuicTransport {
     endpoint: Endpoint,
-    mailbox: String,
+    /// Or why it can be none.
+    mailbox: Result<MailboxName, NameError>,
 }
 
 impl QuicTransport {
     /// Requests go from this endpoint to the mailbox `mailbox` of the other nodes.
     pub fn new(endpoint: Endpoint, mailbox: &str) -> Self {
-        Self { endpoint, mailbox: mailbox.to_owned() }
+        Self { endpoint, mailbox: mailbox.parse() }
     }
 
     /// For a client that is no member: requests go from this endpoint to the members of the group of this name that
@@ -52,9 +60,8 @@ impl QuicTransport {
     }
 
     fn address(&self, node: &str) -> Result<Address, TransportError> {
-        let not_sent = |error: batched_comm::NameError| TransportError::NotSent(error.to_string());
-        let name: NodeName = node.parse().map_err(not_sent)?;
-        Address::new(&name, &self.mailbox).map_err(not_sent)
+        let not_sent = |error: NameError| TransportError::NotSent(error.to_string());
+        Ok(Address::from_parts(node.parse().map_err(not_sent)?, self.mailbox.clone().map_err(not_sent)?))
     }
 }
 
@@ -104,29 +111,10 @@ pub fn serve(
     handler: Arc<dyn Handler>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), MailboxError> {
-    let mut requests = endpoint.mailbox(mailbox, MAILBOX_CAPACITY)?;
+    let requests = endpoint.mailbox(mailbox, MAILBOX_CAPACITY)?;
     let mut bodies = endpoint.bulk_listener(mailbox, BULK_BACKLOG)?;
     let for_bodies = handler.clone();
-    tasks.spawn(async move {
-        let (mut replicas, mut clients) = (JoinSet::new(), JoinSet::new());
-        loop {
-            tokio::select! {
-                request = requests.recv(), if replicas.len() < MAX_REPLICAS_IN_FLIGHT => match request {
-                    Some(request) if !is_to_anyone(request.body()) => {
-                        replicas.spawn(answer(handler.clone(), request));
-                    }
-                    Some(request) if clients.len() < MAX_CLIENTS_IN_FLIGHT => {
-                        clients.spawn(answer(handler.clone(), request));
-                    }
-                    // Its sender sees a lost connection where even this does not leave.
-                    Some(request) => drop(request.reply_bytes(&overloaded(MAX_CLIENTS_IN_FLIGHT))),
-                    None => return,
-                },
-                Some(_) = replicas.join_next(), if !replicas.is_empty() => {}
-                Some(_) = clients.join_next(), if !clients.is_empty() => {}
-            }
-        }
-    });
+    tasks.spawn(answer_requests(requests, handler));
     tasks.spawn(async move {
         let mut answering = JoinSet::new();
         loop {
@@ -144,9 +132,42 @@ pub fn serve(
     Ok(())
 }
 
+/// All requests are answered by this one task: what they do here is short, and then they wait. A task for each would cost
+/// several times as much as what it does.
+async fn answer_requests(mut requests: Mailbox, handler: Arc<dyn Handler>) {
+    let (mut replicas, mut clients) = (FuturesUnordered::new(), FuturesUnordered::new());
+    let mut received = Vec::new();
+    loop {
+        let room = (MAX_REPLICAS_IN_FLIGHT - replicas.len()).min(MAX_RECEIVED);
+        tokio::select! {
+            count = requests.recv_many(&mut received, room), if room > 0 => {
+                if count == 0 {
+                    return;
+                }
+                for request in received.drain(..) {
+                    if !is_to_anyone(request.body()) {
+                        replicas.push(answer(handler.clone(), request));
+                    } else if clients.len() < MAX_CLIENTS_IN_FLIGHT {
+                        clients.push(answer(handler.clone(), request));
+                    } else {
+                        // Its sender sees a lost connection where even this does not leave.
+                        drop(request.reply_bytes(&overloaded(MAX_CLIENTS_IN_FLIGHT)));
+                    }
+                }
+            }
+            Some(()) = replicas.next(), if !replicas.is_empty() => {}
+            Some(()) = clients.next(), if !clients.is_empty() => {}
+        }
+    }
+}
+
 async fn answer(handler: Arc<dyn Handler>, request: Incoming) {
     let (_, _, body, reply) = request.into_parts();
-    let answer = handler.handle(Bytes::from_owner(body.into_aligned())).await;
+    let answering = handler.handle(Bytes::from_owner(body.into_aligned()));
+    let Ok(answer) = AssertUnwindSafe(answering).catch_unwind().await else {
+        // The panic was printed. The caller sees a lost connection, and the others are answered as before.
+        return tracing::error!("a request cannot be answered: it made this node panic");
+    };
     if let Some(reply) = reply
         && let Err(error) = reply.reply_bytes_waiting(&answer).await
     {

@@ -221,6 +221,8 @@ struct Inner {
 struct Open {
     last: u64,
     serials: BTreeSet<u64>,
+    /// Somebody waits until the oldest is closed.
+    is_awaited: bool,
 }
 
 /// An open serial: keep it until the command's outcome is known or given up; dropping it closes the serial.
@@ -271,11 +273,13 @@ impl ClientSession {
         let mut open = self.inner.open.lock().unwrap_or_else(PoisonError::into_inner);
         let serial = open.last + 1;
         let oldest = open.serials.first().map_or(serial, |&first| first);
-        (serial - oldest < MAX_SERIAL_WINDOW).then(|| {
-            open.last = serial;
-            open.serials.insert(serial);
-            (serial, oldest - 1)
-        })
+        if serial - oldest >= MAX_SERIAL_WINDOW {
+            open.is_awaited = true;
+            return None;
+        }
+        open.last = serial;
+        open.serials.insert(serial);
+        Some((serial, oldest - 1))
     }
 }
 
@@ -288,8 +292,14 @@ impl OpenCommand {
 
 impl Drop for OpenCommand {
     fn drop(&mut self) {
-        self.session.open.lock().unwrap_or_else(PoisonError::into_inner).serials.remove(&self.id.serial);
-        self.session.closed.notify_waiters();
+        let is_awaited = {
+            let mut open = self.session.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.serials.remove(&self.id.serial);
+            std::mem::take(&mut open.is_awaited)
+        };
+        if is_awaited {
+            self.session.closed.notify_waiters();
+        }
     }
 }
 

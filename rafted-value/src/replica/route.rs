@@ -58,7 +58,11 @@ impl Route for MemberRoute {
     }
 
     fn set_leader(&self, _group: &str, node: Option<&str>) {
-        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = node.map(str::to_owned);
+        let mut leader = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        // After each answer it is told again who gave it.
+        if leader.as_deref() != node {
+            *leader = node.map(str::to_owned);
+        }
     }
 
     fn learn(&self, member: &Member) {

@@ -23,6 +23,7 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
     (
         "rafted-value",
         &[
+            "gathering.rs",
             "openraft_types.rs",
             "change.rs",
             "recovery.rs",
