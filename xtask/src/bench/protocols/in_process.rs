@@ -64,7 +64,9 @@ pub async fn connect() -> Result<RaftClient> {
             is_alone: false,
         };
         let node = store.node().node_id;
-        members.insert(replica, Member { name: name.to_owned(), node, zone: String::new(), decided_at: 0 });
+        let addresses = Vec::new();
+        let member = Member { name: name.to_owned(), node, zone: String::new(), addresses, decided_at: 0 };
+        members.insert(replica, member);
         let factory = ValueFactory::of::<Table>(None);
         replicas.insert(name, UntypedReplica::start(&store, spec, factory, Arc::new(link.clone())).await?);
     }
