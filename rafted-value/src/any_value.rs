@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::hook::{self, AnyHook, LeaderHook};
 use crate::pieces::{PieceError, PieceReader, PieceSink, PieceSource, PieceWriter};
 use crate::value::{Context, UpgradeError, Value, read_command};
 use crate::wire::{decode, encode};
@@ -43,6 +44,7 @@ pub struct ValueFactory {
     version: u32,
     can_read: fn(u32, &[u8]) -> Result<(), UpgradeError>,
     environment: Option<Arc<dyn Any + Send + Sync>>,
+    hook: Option<Arc<dyn AnyHook>>,
 }
 
 impl ValueFactory {
@@ -60,7 +62,21 @@ impl ValueFactory {
                 if version == V::VERSION { Ok(()) } else { read_command::<V>(version, bytes).map(drop) }
             },
             environment,
+            hook: None,
         }
+    }
+
+    /// The same, with a hook that runs beside the replica while it leads.
+    pub fn with_hook<V: Value>(environment: Option<Arc<dyn Any + Send + Sync>>, hook: impl LeaderHook<V>) -> Self {
+        Self { hook: Some(hook::erased(hook)), ..Self::of::<V>(environment) }
+    }
+
+    pub(crate) fn hooked(self, hook: Option<Arc<dyn AnyHook>>) -> Self {
+        Self { hook, ..self }
+    }
+
+    pub(crate) fn hook(&self) -> Option<&Arc<dyn AnyHook>> {
+        self.hook.as_ref()
     }
 
     pub(crate) fn create(&self) -> Box<dyn AnyValue> {

@@ -29,6 +29,7 @@ use crate::compactor;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
+use crate::hook_runner;
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Raft, Shared};
 use crate::membership;
@@ -112,6 +113,7 @@ impl UntypedReplica {
             return Err(StartError::Running { group, replica: spec.replica });
         };
         let shared = Shared::new(group.clone(), factory, store.clock().clone());
+        let hook = hook_runner::prepare(&shared);
         let snapshots = store.snapshots_of(spec.replica);
         let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.threads().clone());
         let (wal, replica) = (store.wal().clone(), spec.replica.get());
@@ -157,6 +159,11 @@ impl UntypedReplica {
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let heard_at = u64::try_from(store.clock().monotonic().as_micros()).unwrap_or(u64::MAX);
         let mut tasks = JoinSet::new();
+        if let Some((hook, calls)) = hook {
+            hook_runner::connect(&raft, &shared);
+            runtime::spawn_on(&mut tasks, hook_runner::observe(raft.clone(), shared.clone()));
+            runtime::spawn_on(&mut tasks, hook_runner::run(hook, shared.clone(), calls));
+        }
         let pinned = store.wal().pinned(spec.replica.get());
         runtime::spawn_on(&mut tasks, compactor::run(raft.clone(), group.clone(), pinned));
         let peers = Peers {
@@ -214,6 +221,11 @@ impl UntypedReplica {
     /// Counts applied entries: one above the last applied index, 0 before the first.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.inner.shared.applied_count()
+    }
+
+    /// Calls of the hook for which there was no room; 0 without a hook.
+    pub fn dropped_hook_calls(&self) -> u64 {
+        self.inner.shared.hooks().map_or(0, |queue| queue.dropped())
     }
 
     /// Reads this replica's own value, which may lag behind; `None` if it is of another type. Runs on the

@@ -21,6 +21,7 @@ mod proposer;
 mod gathering;
 mod roster;
 mod compactor;
+mod hook_runner;
 mod freshness;
 mod peers;
 mod reader;
@@ -31,6 +32,7 @@ mod readable;
 mod store;
 mod snapshot;
 mod any_value;
+mod hook;
 mod node_file;
 mod recovery;
 mod rpc;
@@ -65,6 +67,7 @@ pub use crate::error::{
     StoreError, UnknownOutcome,
 };
 pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
+pub use crate::hook::{AppliedCommand, LeaderHook, Leading};
 pub use crate::inspection::{
     Finding, InspectedRecord, InspectedReplica, InspectedVote, Inspection, RecordContent, Verification,
 };

@@ -9,7 +9,7 @@
 //! User code never runs on the threads of raft and network, and never under `catch_unwind`'s absence.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::any_value::{AnyValue, CommandFault, ValueFactory};
 use crate::clock::{Clock, next_stamp};
 use crate::command::Command;
+use crate::hook::{Call, HookQueue, ReadValue};
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::session::{Sessions, Verdict};
 use crate::snapshot::{Content, ReadError, SnapshotBody, SnapshotStore};
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     version_in_use: Mutex<Option<u32>>,
     /// One above the last applied index, 0 before the first.
     applied: watch::Sender<u64>,
+    /// Where a hook, if there is one, hears of applied commands.
+    hooks: OnceLock<Arc<HookQueue>>,
 }
 
 impl Shared {
@@ -87,7 +90,22 @@ impl Shared {
             last_stamp: Mutex::new(last_stamp),
             version_in_use: Mutex::new(None),
             applied: watch::Sender::new(0),
+            hooks: OnceLock::new(),
         })
+    }
+
+    pub(crate) fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Where a hook hears of applied commands: set once, before there are any.
+    pub(crate) fn set_hooks(&self, queue: Arc<HookQueue>) {
+        // Set twice, the first stays; nobody does.
+        let _ = self.hooks.set(queue);
+    }
+
+    pub(crate) fn hooks(&self) -> Option<&Arc<HookQueue>> {
+        self.hooks.get()
     }
 
     /// This node's monotonic clock.
@@ -176,15 +194,19 @@ impl Shared {
                 Applied::Nothing
             }
             EntryPayload::Normal(data) => match Command::decode(data.0) {
-                Ok(command) => self.apply_command(state, entry.log_id.index, command)?,
+                Ok(command) => self.apply_command(state, entry.log_id, command)?,
                 Err(error) => Applied::Failed(error.to_string()),
             },
         };
         state.applied = Some(entry.log_id);
+        if let Some(hooks) = self.hooks.get() {
+            hooks.see_entry(**entry.log_id.committed_leader_id());
+        }
         Ok(applied)
     }
 
-    fn apply_command(&self, state: &mut State, index: u64, command: Command) -> io::Result<Applied> {
+    fn apply_command(&self, state: &mut State, at: LogId, command: Command) -> io::Result<Applied> {
+        let (term, index) = (**at.committed_leader_id(), at.index);
         if command.stamp > state.log_time {
             state.log_time = command.stamp;
             self.remember_stamp(command.stamp);
@@ -216,6 +238,13 @@ impl Shared {
                 Applied::Failed(message)
             }
         };
+        if let (Some(hooks), Applied::Reply(reply)) = (self.hooks.get(), &applied)
+            && hooks.leads() == term
+        {
+            let Command { schema, payload, .. } = &command;
+            let (command, reply) = (payload.clone(), reply.clone());
+            hooks.push(Call::Applied { term, index, log_time: now, schema: *schema, command, reply });
+        }
         if let Some(id) = &command.id {
             state.sessions.record(id, command.key_hash, applied.to_kept());
         }
@@ -255,6 +284,12 @@ impl Shared {
         self.applied.send_replace(applied);
         // Outside the lock: a large value takes its time.
         drop(old);
+    }
+}
+
+impl ReadValue for Shared {
+    fn read_value(&self, read: &mut dyn FnMut(&dyn std::any::Any, &Context<'_>)) {
+        self.with_value(|value, context| read(value.as_any(), context));
     }
 }
 

@@ -25,6 +25,7 @@ use crate::encoding::{decode_answer, decode_reply, encode_query};
 use crate::error::{CommandError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::formation::{Entrance, Formation, discover_incarnation};
 use crate::group::{ReplicaSpec, UntypedReplica};
+use crate::hook::{self, AnyHook, LeaderHook};
 use crate::quic::{QuicTransport, serve};
 use crate::rpc::ClusterTag;
 use crate::runtime;
@@ -71,6 +72,7 @@ pub struct ReplicaBuilder<V> {
     address: Option<SocketAddr>,
     config: GroupConfig,
     environment: Option<Arc<dyn std::any::Any + Send + Sync>>,
+    hook: Option<Arc<dyn AnyHook>>,
     value: PhantomData<fn() -> V>,
 }
 
@@ -101,6 +103,7 @@ impl<V: Value> Replica<V> {
             initiator: None,
             config: GroupConfig::default(),
             environment: None,
+            hook: None,
             value: PhantomData,
         }
     }
@@ -220,6 +223,12 @@ impl<V: Value> ReplicaBuilder<V> {
         self
     }
 
+    /// Code that runs beside this replica while it leads.
+    pub fn hook(mut self, hook: impl LeaderHook<V>) -> Self {
+        self.hook = Some(hook::erased(hook));
+        self
+    }
+
     /// Starts this node's replica, from what the store has of it. Returns when the replica runs; the group may
     /// still be waiting for its other members.
     pub async fn start(self, store: &Store, endpoint: &Endpoint) -> Result<Replica<V>, StartError> {
@@ -326,7 +335,8 @@ impl<V: Value> ReplicaBuilder<V> {
             config: self.config.clone(),
             is_alone: true,
         };
-        UntypedReplica::start(store, spec, ValueFactory::of::<V>(self.environment.clone()), transport).await
+        let factory = ValueFactory::of::<V>(self.environment.clone()).hooked(self.hook.clone());
+        UntypedReplica::start(store, spec, factory, transport).await
     }
 }
 

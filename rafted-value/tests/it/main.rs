@@ -5,6 +5,7 @@
 mod cluster;
 mod failures;
 mod group;
+mod hooks;
 mod hub;
 mod identity;
 mod members;
