@@ -72,7 +72,7 @@ impl Caretaker {
                 }
             }
             let tick = tokio::time::sleep(TICK);
-            if !tokio::select! { changed = changes.changed() => changed, () = tick => true } {
+            if !tokio::select! { biased; changed = changes.changed() => changed, () = tick => true } {
                 return;
             }
         }

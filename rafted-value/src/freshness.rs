@@ -13,12 +13,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::machine::Shared;
 use crate::peers::Peers;
 use crate::reader::{Read, ReadError};
 use crate::rpc::{Answer, RequestBody};
+use crate::runtime::watch;
 
 /// Queries with a bound that may wait at one replica; one more is refused.
 pub(crate) const MAX_WAITING: usize = 16_384;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use openraft::ChangeMembers;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 pub(crate) use self::changes::Changed;
@@ -40,7 +40,7 @@ use crate::readable;
 use crate::reader::{self, Read, ReadError};
 use crate::roster::Roster;
 use crate::rpc::{Answer, ClusterTag};
-use crate::runtime;
+use crate::runtime::{self, watch};
 use crate::snapshot::{ReadError as SnapshotError, SnapshotStore};
 use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::{Running, Store};

@@ -15,13 +15,13 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
-use tokio::sync::watch;
 
 use crate::any_value::{AnyValue, CommandFault, ValueFactory};
 use crate::clock::{Clock, next_stamp};
 use crate::command::Command;
 use crate::hook::{Call, HookQueue, ReadValue};
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
+use crate::runtime::watch;
 use crate::session::{Sessions, Verdict};
 use crate::snapshot::{Content, ReadError, SnapshotBody, SnapshotStore};
 use crate::threads::Threads;

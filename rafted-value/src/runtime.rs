@@ -143,7 +143,7 @@ impl AsyncRuntime for Runtime {
     #[cfg(not(test))]
     type Watch = <Tokio as AsyncRuntime>::Watch;
     #[cfg(test)]
-    type Watch = ordered_watch::OrderedWatch;
+    type Watch = watch::OrderedWatch;
     type Oneshot = <Tokio as AsyncRuntime>::Oneshot;
     type Mutex<T: OptionalSend + 'static> = <Tokio as AsyncRuntime>::Mutex<T>;
 
@@ -191,8 +191,12 @@ impl AsyncRuntime for Runtime {
     }
 }
 
+/// Watch channels: tokio's, but in tests, where the order of waking must not be chance.
+#[cfg(not(test))]
+pub(crate) use tokio::sync::watch;
+
 #[cfg(test)]
-mod ordered_watch;
+pub(crate) mod watch;
 
 #[cfg(test)]
 mod tests {

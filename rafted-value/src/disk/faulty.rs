@@ -49,6 +49,7 @@ struct Inner {
     crashed: bool,
     syncs: u64,
     capacity: Option<u64>,
+    full: bool,
     /// Syncs of the log do nothing, and say that they did.
     lies: bool,
     /// Threads that have read a file since [`FaultyDisk::readers`] was asked last.
@@ -117,6 +118,11 @@ impl FaultyDisk {
     /// Bytes that all files together may have.
     pub(crate) fn set_capacity(&self, bytes: Option<u64>) {
         self.inner().capacity = bytes;
+    }
+
+    /// Whether a write was refused for want of room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.inner().full
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {
@@ -251,6 +257,7 @@ impl Inner {
         }
         let grows = (offset + bytes.len() as u64).saturating_sub(self.nodes[node].content.len() as u64);
         if fails.is_ok() && self.capacity.is_some_and(|capacity| grows > 0 && self.used_bytes() + grows > capacity) {
+            self.full = true;
             return Err(io::ErrorKind::StorageFull.into());
         }
         if crashes || fails.is_ok() {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::clock::VirtualClock;
 use super::history::{Operation, Outcome, Record};
 use super::network::Network;
@@ -20,6 +22,9 @@ use crate::session::ClientSession;
 
 /// Of 100 operations, so many are reads, and so many pad the value.
 const READS: u32 = 35;
+/// And of these, so many may be old.
+const READS_WITHIN: u32 = 10;
+const MAX_AGE: Duration = Duration::from_millis(500);
 const PADS: u32 = 3;
 /// Larger than what lives in the log, so that snapshots become files.
 const MAX_PADDING: u64 = 100_000;
@@ -48,6 +53,9 @@ impl Shared {
     }
 }
 
+/// How many invocations and answers there were before, and when it is.
+type Moment = (u64, Duration);
+
 pub(crate) struct Client {
     pub(crate) name: String,
     pub(crate) nodes: Vec<String>,
@@ -71,6 +79,7 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(random_range(0..60))).await;
             let timeout = Duration::from_millis(random_range(300..3_000));
             match random_range(0..100) {
+                roll if roll < READS_WITHIN => self.read_within(&groups, timeout).await,
                 roll if roll < READS => self.read(&groups, timeout).await,
                 roll if roll < READS + PADS => self.pad(&groups, &session, timeout).await,
                 _ => self.append(&groups, &session, timeout).await,
@@ -82,7 +91,7 @@ impl Client {
         let item = self.shared.items.fetch_add(1, Ordering::Relaxed) + 1;
         let open = session.open(self.clock.wall(), timeout * (RETRIES + 1)).await;
         let bytes = encode_command::<Chain>(&Change::Append(item), Some(open.id()), 0).unwrap();
-        let from = self.shared.moment();
+        let from = self.moment();
         let mut outcome = Outcome::Unknown;
         let mut was_unknown = false;
         for _ in 0..=RETRIES {
@@ -112,8 +121,21 @@ impl Client {
     }
 
     async fn read(&self, groups: &GroupClient, timeout: Duration) {
-        let from = self.shared.moment();
-        let outcome = match groups.query(GROUP, encode_query::<Chain>(&Look::All).unwrap(), timeout).await {
+        let from = self.moment();
+        let answer = groups.query(GROUP, encode_query::<Chain>(&Look::All).unwrap(), timeout).await;
+        self.record_read(Operation::Read, answer, from);
+    }
+
+    async fn read_within(&self, groups: &GroupClient, timeout: Duration) {
+        let max = random_range(Duration::ZERO..MAX_AGE);
+        let from = self.moment();
+        let query = encode_query::<Chain>(&Look::All).unwrap();
+        let answer = groups.query_with_staleness(GROUP, query, max, timeout).await;
+        self.record_read(Operation::ReadWithin(max), answer, from);
+    }
+
+    fn record_read(&self, operation: Operation, answer: Result<Bytes, QueryError>, from: Moment) {
+        let outcome = match answer {
             Ok(answer) => {
                 let seen = decode_answer::<Chain>(&answer).unwrap();
                 Outcome::Read { length: seen.length, hash: seen.hash }
@@ -121,11 +143,16 @@ impl Client {
             Err(QueryError::NotHappened(_)) => Outcome::NotHappened,
             Err(QueryError::Failed(message)) => panic!("the value failed: {message}"),
         };
-        self.record(Operation::Read, outcome, from);
+        self.record(operation, outcome, from);
     }
 
-    fn record(&self, operation: Operation, outcome: Outcome, from: u64) {
-        let record = Record { operation, outcome, from, to: self.shared.moment() };
+    fn moment(&self) -> Moment {
+        (self.shared.moment(), self.clock.monotonic())
+    }
+
+    fn record(&self, operation: Operation, outcome: Outcome, (from, from_at): Moment) {
+        let (to, to_at) = self.moment();
+        let record = Record { operation, outcome, from, to, from_at, to_at };
         self.shared.history.lock().unwrap().push(record);
     }
 }

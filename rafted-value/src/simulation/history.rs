@@ -3,6 +3,7 @@
 //! so that checking is a sweep and no search.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::value::chained;
 
@@ -10,6 +11,8 @@ use super::value::chained;
 pub(crate) enum Operation {
     Append(u64),
     Read,
+    /// What it sees may be so old.
+    ReadWithin(Duration),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,13 +28,16 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
-/// One operation. `from` and `to` count the invocations and answers of all clients.
+/// One operation. `from` and `to` count the invocations and answers of all clients; `from_at` and `to_at` are when they
+/// were.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record {
     pub(crate) operation: Operation,
     pub(crate) outcome: Outcome,
     pub(crate) from: u64,
     pub(crate) to: u64,
+    pub(crate) from_at: Duration,
+    pub(crate) to_at: Duration,
 }
 
 /// Whether `items` explains the history.
@@ -57,11 +63,13 @@ pub(crate) fn check(history: &[Record], items: &[u64]) -> Result<(), String> {
                     (_, place) => place,
                 }
             }
-            (Operation::Read, Outcome::Read { length, hash }) => match hashes.get(length as usize) {
-                Some(&expected) if expected == hash => Some(length),
-                _ => return Err(format!("a read saw {length} items with hash {hash:x}, which never were")),
-            },
-            (Operation::Read, _) => None,
+            (Operation::Read | Operation::ReadWithin(_), Outcome::Read { length, hash }) => {
+                match hashes.get(length as usize) {
+                    Some(&expected) if expected == hash => Some(length),
+                    _ => return Err(format!("a read saw {length} items with hash {hash:x}, which never were")),
+                }
+            }
+            (Operation::Read | Operation::ReadWithin(_), _) => None,
         };
         points.extend(point.map(|point| (record, point)));
     }
@@ -89,16 +97,26 @@ fn check_order(points: Vec<(&Record, u64)>) -> Result<(), String> {
     }
     events.sort_by_key(|event| event.0);
     let mut reached = 0;
+    // What was reached when, for reads that may be old.
+    let mut reached_at = Vec::new();
     for (_, is_answer, record, point) in events {
         if is_answer {
-            reached = reached.max(point);
+            // An old read may see what is behind others; nobody is promised anything by it.
+            if !matches!(record.operation, Operation::ReadWithin(_)) {
+                reached = reached.max(point);
+                reached_at.push((record.to_at, reached));
+            }
             continue;
         }
-        let stale = match record.operation {
-            Operation::Append(_) => point <= reached,
-            Operation::Read => point < reached,
+        let reached = match record.operation {
+            Operation::Append(_) | Operation::Read => reached,
+            Operation::ReadWithin(max) => {
+                let before = |&&(at, _): &&(Duration, u64)| at + max < record.from_at;
+                reached_at.iter().take_while(before).last().map_or(0, |&(_, reached)| reached)
+            }
         };
-        if stale {
+        let is_append = matches!(record.operation, Operation::Append(_));
+        if point < reached || (is_append && point == reached) {
             return Err(format!("{record:?} is at {point}, but {reached} was told before it was asked"));
         }
     }
@@ -110,7 +128,8 @@ mod tests {
     use super::*;
 
     fn record(operation: Operation, outcome: Outcome, from: u64, to: u64) -> Record {
-        Record { operation, outcome, from, to }
+        let at = |moment| Duration::from_millis(moment * 10);
+        Record { operation, outcome, from, to, from_at: at(from), to_at: at(to) }
     }
 
     #[test]
@@ -122,7 +141,8 @@ mod tests {
         };
         let first = record(a, Outcome::Appended(1), 0, 1);
         let second = record(b, Outcome::Appended(2), 2, 3);
-        let table: [(&str, Vec<Record>, &[u64], bool); 9] = [
+        let within = |millis| Operation::ReadWithin(Duration::from_millis(millis));
+        let table: [(&str, Vec<Record>, &[u64], bool); 11] = [
             ("in order", vec![first, second], &[1, 2], true),
             ("in the other order", vec![first, second], &[2, 1], false),
             ("lost", vec![first, second], &[1], false),
@@ -131,6 +151,8 @@ mod tests {
             ("an unknown one, there or not", vec![record(a, Outcome::Unknown, 0, 1), second], &[1, 2], true),
             ("a read of what was acknowledged", vec![first, record(Operation::Read, after(1), 2, 3)], &[1, 2], true),
             ("a stale read", vec![first, second, record(Operation::Read, after(1), 4, 5)], &[1, 2], false),
+            ("as old as it may be", vec![first, second, record(within(10), after(1), 4, 5)], &[1, 2], true),
+            ("older than it may be", vec![first, second, record(within(9), after(1), 4, 5)], &[1, 2], false),
             (
                 "a read from the future",
                 vec![record(Operation::Read, after(1), 0, 1), { record(a, Outcome::Appended(1), 2, 3) }],

@@ -1,11 +1,13 @@
 //! Changes the group's members towards a wanted set of nodes, one step at a time, as a fleet would.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
 use super::node::{Node, Surroundings};
+use super::truth::Truth;
 use crate::change::is_close;
 use crate::status::{ReplicaId, Role, Status};
 
@@ -59,13 +61,16 @@ impl Placement {
         let decided = self.decided;
         let wanted = self.wanted_ids(nodes);
         if status.members.is_joint() {
-            self.step = Some(scope.spawn(step(async move { replica.finish_joint(expected).await })));
+            self.step =
+                Some(scope.spawn(step(around.truth.clone(), async move { replica.finish_joint(expected).await })));
             return;
         }
         let missing = nodes.iter().filter(|node| node.id().is_some_and(|id| wanted.contains(&id)));
         let missing = missing.filter(|node| node.id().is_some_and(|id| !status.members.replicas.contains_key(&id)));
         if let Some((id, member)) = missing.filter_map(|node| Some((node.id()?, node.member(decided)?))).next() {
-            self.step = Some(scope.spawn(step(async move { replica.add_learner(id, member, expected).await })));
+            self.step = Some(
+                scope.spawn(step(around.truth.clone(), async move { replica.add_learner(id, member, expected).await })),
+            );
         } else if status.members.voter_ids() != wanted && wanted.len() == self.wanted.len() {
             let are_close = wanted.iter().all(|&id| is_close(&status, id));
             // The leader hands over before it is let go.
@@ -74,7 +79,7 @@ impl Placement {
                 (false, _) => None,
                 (true, true) => {
                     let change = async move { replica.change_voters(wanted, expected, decided).await };
-                    Some(scope.spawn(step(change)))
+                    Some(scope.spawn(step(around.truth.clone(), change)))
                 }
                 (true, false) => wanted.first().copied().filter(|&to| status.members.is_voter(to)).map_or_else(
                     || {
@@ -82,17 +87,17 @@ impl Placement {
                         with_leader.insert(status.replica);
                         let replica = replica.clone();
                         let change = async move { replica.change_voters(with_leader, expected, decided).await };
-                        Some(scope.spawn(step(change)))
+                        Some(scope.spawn(step(around.truth.clone(), change)))
                     },
                     |to| {
                         let replica = replica.clone();
-                        Some(scope.spawn(step(async move { replica.transfer_leader(to).await })))
+                        Some(scope.spawn(step(around.truth.clone(), async move { replica.transfer_leader(to).await })))
                     },
                 ),
             };
         } else if let Some(id) = status.members.learner_ids().into_iter().find(|id| !wanted.contains(id)) {
             let change = async move { replica.remove_learner(id, expected, decided).await };
-            self.step = Some(scope.spawn(step(change)));
+            self.step = Some(scope.spawn(step(around.truth.clone(), change)));
         }
     }
 
@@ -113,6 +118,10 @@ impl Placement {
 }
 
 /// A step that fails is seen by the next look at the members.
-async fn step<E>(change: impl Future<Output = Result<(), E>>) {
-    let _ = tokio::time::timeout(PATIENCE, change).await;
+async fn step<E: std::fmt::Display>(truth: Arc<Truth>, change: impl Future<Output = Result<(), E>>) {
+    match tokio::time::timeout(PATIENCE, change).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => truth.tell(format!("a step fails: {error}")),
+        Err(_) => truth.tell("a step does not end".into()),
+    }
 }

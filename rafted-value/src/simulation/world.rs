@@ -190,6 +190,11 @@ impl World {
             Ok(()) => self.around.truth.tell(format!("{} starts", node.name)),
             // The fault that was waiting for it.
             Err(_) if node.disk.crashed() || node.disk.has_failed() => self.end(at, End::PowerLost),
+            // A full disk: somebody makes room, and starts it again.
+            Err(_) if node.disk.is_full() => {
+                node.disk.set_capacity(None);
+                self.end(at, End::Killed);
+            }
             Err(error) => return Err(format!("{} does not start: {error}", node.name)),
         }
         Ok(())
