@@ -25,6 +25,14 @@ pub(crate) async fn change(
     expected: Option<LogPosition>,
     decided_at: u64,
 ) -> Result<(), MembersError> {
+    // What was looked at here is what the change is made to, by the precondition below.
+    if status.members.position != expected {
+        return Err(MembersError::Changed { expected, found: status.members.position });
+    }
+    // Removed, and soon to notice: openraft's core does not expect it to change members any more.
+    if !status.members.is_voter(status.replica) {
+        return Err(MembersError::NotLeader { leader: None });
+    }
     let taken = status.members.replicas.values().map(|member| member.decided_at).max().unwrap_or(0);
     if decided_at < taken {
         return Err(MembersError::Outdated { given: decided_at, taken });
