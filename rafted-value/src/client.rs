@@ -243,6 +243,7 @@ fn from_read(result: Result<Bytes, ReadError>) -> Outcome {
     match result {
         Ok(answer) => Outcome::Done(answer),
         Err(ReadError::NotLeader { leader }) => Outcome::Elsewhere { leader: leader.map(|(_, member)| member.name) },
+        Err(ReadError::NoAnswer { waited }) => Outcome::Maybe(UnknownOutcome::Timeout(waited)),
         Err(ReadError::Query(QueryError::Failed(message))) => Outcome::Failed(message),
         Err(ReadError::Query(QueryError::NotHappened(reason))) => refused(reason),
     }

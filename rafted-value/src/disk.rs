@@ -20,7 +20,7 @@ pub(crate) trait DiskFile: Send + Sync {
 
 /// Files and directories. Creating, renaming and removing survive a crash after [`Disk::sync_dir`].
 pub(crate) trait Disk: Send + Sync {
-    /// Makes `dir` and its parents where missing.
+    /// Makes `dir` and its parents where missing; what was made survives a crash.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Opens an existing file to read and write it.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
@@ -60,7 +60,21 @@ pub(crate) struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        let mut missing = Vec::new();
+        let mut at = Some(dir);
+        while let Some(dir) = at.filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
+            missing.push(dir);
+            at = dir.parent();
+        }
+        for dir in missing.into_iter().rev() {
+            match fs::create_dir(dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+            self.sync_dir(parent.unwrap_or(Path::new(".")))?;
+        }
+        Ok(())
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -260,6 +274,17 @@ mod tests {
         assert_eq!((bytes.as_slice(), file.len().unwrap()), (&b"hello world"[..], 11));
         assert_eq!(file.read_at(&mut bytes, 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(RealDisk.list(dir.path()).unwrap(), ["file"]);
+    }
+
+    #[test]
+    fn directories_are_made_with_all_their_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("one/two/three");
+        RealDisk.create_dir_all(&deep).unwrap();
+        RealDisk.create_dir_all(&deep).unwrap();
+        assert!(deep.is_dir());
+        std::fs::write(dir.path().join("file"), b"x").unwrap();
+        RealDisk.create_dir_all(&dir.path().join("file/below")).unwrap_err();
     }
 
     #[test]

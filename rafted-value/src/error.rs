@@ -404,6 +404,16 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+    /// Another version of the program wrote it.
+    #[error("{file} has format {found}, this program knows {known}: run a program that knows it; nothing is damaged", file = file.display())]
+    OtherFormat {
+        /// The file.
+        file: PathBuf,
+        /// Its format.
+        found: u8,
+        /// This program's.
+        known: u8,
+    },
     /// The log refused.
     #[error("{path}: {reason}", path = path.display())]
     Log {

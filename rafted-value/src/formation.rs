@@ -104,7 +104,7 @@ impl Formation {
     }
 
     async fn form(&self, is_initiator: bool, rounds_initialized: &mut u32) {
-        let answers = self.ask_all(is_initiator).await;
+        let answers = self.ask_all(false).await;
         let initialized = answers.values().any(|(_, _, initialized)| *initialized);
         if initialized {
             *rounds_initialized += 1;
@@ -112,7 +112,7 @@ impl Formation {
                 self.ask_to_join().await;
             }
         } else if is_initiator && answers.len() == self.others.len() {
-            self.initialize(&answers).await;
+            self.found().await;
         }
     }
 
@@ -130,6 +130,21 @@ impl Formation {
             }
         }
         answers
+    }
+
+    /// Everybody is there, and nobody knows members: now they are asked to promise. Not before: whoever promised itself to
+    /// a replica that is gone waits for it for ever.
+    async fn found(&self) {
+        let group = &self.replica.spec().group;
+        if !self.replica.promise_to_found().await {
+            return tracing::error!(group, "this node has promised that another replica founds the group");
+        }
+        let answers = self.ask_all(true).await;
+        if let Some((node, _)) = answers.iter().find(|(_, (_, _, refused))| *refused) {
+            tracing::error!(group, node, "it has promised that another replica founds the group, or knows members");
+        } else if answers.len() == self.others.len() {
+            self.initialize(&answers).await;
+        }
     }
 
     async fn initialize(&self, answers: &BTreeMap<String, (ReplicaId, Member, bool)>) {

@@ -125,6 +125,7 @@ impl UntypedReplica {
                 SnapshotError::Unreadable(error) => {
                     StartError::Unreadable { group: name.clone(), reason: format!("its snapshot: {error}") }
                 }
+                SnapshotError::OtherFormat(reason) => StartError::Unreadable { group: name.clone(), reason },
                 error => damaged(name.clone(), &error),
             })?;
             // Found before the core runs: once it does, it can only stop.
@@ -292,7 +293,7 @@ impl UntypedReplica {
             self.inner.reads.send(Read::Query { query, answer }).await.map_err(|_| stopped())?;
             answered.await.unwrap_or_else(|_| Err(stopped()))
         };
-        tokio::time::timeout(timeout, ask).await.unwrap_or(Err(ReadError::NotLeader { leader: None }))
+        tokio::time::timeout(timeout, ask).await.unwrap_or(Err(ReadError::NoAnswer { waited: timeout }))
     }
 
     /// Answers an encoded query from what this replica has applied, which may be old.
@@ -428,6 +429,15 @@ impl UntypedReplica {
     pub fn handle_with_body(&self, request: Bytes, body: Box<dyn Body>) -> BoxFuture<Bytes> {
         let this = self.clone();
         Box::pin(async move { this.answer_with_body(request, body).await.encode() })
+    }
+
+    /// Promises, durably, that this replica and no other founds the group; `false` if another was promised.
+    pub(crate) async fn promise_to_found(&self) -> bool {
+        let promised = self.inner.store.promise_founder(&self.inner.spec.group, self.inner.spec.replica).await;
+        promised.unwrap_or_else(|error| {
+            tracing::error!(%error, "a promise could not be written down");
+            false
+        })
     }
 
     /// Why openraft has stopped, if it has.

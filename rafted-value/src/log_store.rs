@@ -43,7 +43,9 @@ impl LogStore {
             Some(found) => found,
             None => {
                 let (wal, replica) = (self.wal.clone(), self.replica);
-                self.threads.run(move || wal.read(replica, start..end, max_bytes)).await??
+                // openraft's core ends on it: the node is to say why, and not to go on with a replica that does nothing.
+                let read = self.threads.run(move || wal.read(replica, start..end, max_bytes)).await?;
+                read.inspect_err(|error| self.wal.fail(&format!("the log cannot be read: {error}")))?
             }
         };
         let decoded = |found: LogEntry| {

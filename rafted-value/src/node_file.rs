@@ -18,6 +18,8 @@ use crate::rpc::ClusterTag;
 
 const FILE: &str = "node";
 const MAGIC: [u8; 8] = *b"rfnode\0\x02";
+/// Where the format stands in it; every format ends with the same checksum.
+const FORMAT_AT: usize = 7;
 /// Far above what a name and a node's addresses take.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -73,23 +75,23 @@ impl NodeFile {
         bytes
     }
 
-    fn decode(bytes: Vec<u8>) -> Result<Self, (u64, String)> {
+    fn decode(bytes: Vec<u8>) -> Result<Self, DecodeError> {
+        let damaged = |offset, reason: &str| DecodeError::Damaged { offset, reason: reason.to_owned() };
         let Some(body_bytes) = bytes.len().checked_sub(4).filter(|&length| length >= MAGIC.len()) else {
-            return Err((bytes.len() as u64, "it is cut short".into()));
+            return Err(damaged(bytes.len() as u64, "it is cut short"));
         };
-        if bytes[..7] == MAGIC[..7] && bytes[7] > MAGIC[7] {
-            let (found, known) = (bytes[7], MAGIC[7]);
-            return Err((7, format!("it has format {found}, this program knows up to {known}; run a newer program")));
-        }
-        if bytes[..8] != MAGIC {
-            return Err((0, "it is no node file".into()));
+        if bytes[..FORMAT_AT] != MAGIC[..FORMAT_AT] {
+            return Err(damaged(0, "it is no node file"));
         }
         let (body, checksum) = bytes.split_at(body_bytes);
         if crc32c::crc32c(body).to_le_bytes() != checksum {
-            return Err((body_bytes as u64, "its checksum does not match".into()));
+            return Err(damaged(body_bytes as u64, "its checksum does not match"));
+        }
+        if bytes[FORMAT_AT] != MAGIC[FORMAT_AT] {
+            return Err(DecodeError::OtherFormat { found: bytes[FORMAT_AT] });
         }
         let mut reader = Reader::new(bytes::Bytes::copy_from_slice(&body[MAGIC.len()..]), "node file");
-        Self::read(&mut reader).map_err(|error| (MAGIC.len() as u64, error.to_string()))
+        Self::read(&mut reader).map_err(|error| damaged(MAGIC.len() as u64, &error.to_string()))
     }
 
     fn read(reader: &mut Reader) -> Result<Self, Malformed> {
@@ -112,15 +114,28 @@ impl NodeFile {
     }
 }
 
+/// Why bytes are no node file of this program's.
+#[derive(Debug)]
+enum DecodeError {
+    Damaged { offset: u64, reason: String },
+    OtherFormat { found: u8 },
+}
+
+impl DecodeError {
+    fn of(self, path: &Path) -> StoreError {
+        let file = path.to_owned();
+        match self {
+            Self::Damaged { offset, reason } => StoreError::Damaged { file, offset, reason },
+            Self::OtherFormat { found } => StoreError::OtherFormat { file, found, known: MAGIC[FORMAT_AT] },
+        }
+    }
+}
+
 /// Reads the file, mints it where there is none, raises the boot number, and syncs.
 pub(crate) fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<NodeFile, StoreError> {
     let path = dir.join(FILE);
     let mut node = match read(disk, &path) {
-        Ok(Some(bytes)) => NodeFile::decode(bytes).map_err(|(offset, reason)| StoreError::Damaged {
-            file: path.clone(),
-            offset,
-            reason,
-        })?,
+        Ok(Some(bytes)) => NodeFile::decode(bytes).map_err(|error| error.of(&path))?,
         Ok(None) => {
             let wal = dir.join("wal");
             let segments = disk.list(&wal).map_err(|error| StoreError::Io { path: wal, error })?;
@@ -144,10 +159,7 @@ pub(crate) fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<NodeFile, 
 pub(crate) fn inspect(disk: &dyn Disk, dir: &Path) -> Result<Option<NodeFile>, StoreError> {
     let path = dir.join(FILE);
     match read(disk, &path) {
-        Ok(Some(bytes)) => match NodeFile::decode(bytes) {
-            Ok(node) => Ok(Some(node)),
-            Err((offset, reason)) => Err(StoreError::Damaged { file: path, offset, reason }),
-        },
+        Ok(Some(bytes)) => NodeFile::decode(bytes).map(Some).map_err(|error| error.of(&path)),
         Ok(None) => Ok(None),
         Err(error) => Err(StoreError::Io { path, error }),
     }
@@ -230,10 +242,13 @@ mod tests {
     fn a_newer_format_says_so() {
         let dir = dir();
         let mut bytes = NodeFile::mint("n1").encode();
-        bytes[7] = 9;
+        bytes[FORMAT_AT] = 9;
+        let body_bytes = bytes.len() - 4;
+        let checksum = crc32c::crc32c(&bytes[..body_bytes]).to_le_bytes();
+        bytes[body_bytes..].copy_from_slice(&checksum);
         std::fs::write(dir.path().join("node"), bytes).unwrap();
         let error = open(&RealDisk, dir.path(), "n1").unwrap_err().to_string();
-        assert!(error.contains("format 9") && error.contains("newer program"), "{error}");
+        assert!(error.contains("format 9") && error.contains("nothing is damaged"), "{error}");
     }
 
     #[test]

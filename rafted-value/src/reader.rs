@@ -29,6 +29,11 @@ pub enum ReadError {
         /// The leader it knows.
         leader: Option<(ReplicaId, Member)>,
     },
+    /// It did not answer in time: it may lead, and be slow.
+    NoAnswer {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The outcome.
     Query(QueryError),
 }
@@ -98,8 +103,10 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
         let (reads, shared) = (std::mem::take(&mut round), shared.clone());
         answering = Some(threads.spawn(move || {
             for read in reads {
-                if let Read::Query { query, answer } = read {
-                    // Whoever asked may have given up.
+                if let Read::Query { query, answer } = read
+                    && !answer.is_closed()
+                {
+                    // Whoever asked may give up meanwhile.
                     let _ = answer.send(shared.query(&query).map_err(|message| QueryError::Failed(message).into()));
                 }
             }

@@ -66,6 +66,9 @@ pub(crate) enum ReadError {
     /// Another version of the program wrote it.
     #[error("{0}")]
     Unreadable(UpgradeError),
+    /// A program of another format wrote it.
+    #[error("{0}")]
+    OtherFormat(String),
     /// The file cannot be read.
     #[error("{0}")]
     Io(io::Error),
@@ -73,7 +76,11 @@ pub(crate) enum ReadError {
 
 impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::InvalidData { Self::Damaged(error.to_string()) } else { Self::Io(error) }
+        match error.kind() {
+            io::ErrorKind::InvalidData => Self::Damaged(error.to_string()),
+            io::ErrorKind::Unsupported => Self::OtherFormat(error.to_string()),
+            _ => Self::Io(error),
+        }
     }
 }
 
@@ -262,6 +269,7 @@ impl SnapshotStore {
         Content::read(&source, factory).map(Some).map_err(|error| match error {
             ReadError::Damaged(reason) => ReadError::Damaged(format!("{name}: {reason}")),
             ReadError::Io(error) => ReadError::Io(io::Error::new(error.kind(), format!("{name}: {error}"))),
+            ReadError::OtherFormat(reason) => ReadError::OtherFormat(format!("{name}: {reason}")),
             unreadable @ ReadError::Unreadable(_) => unreadable,
         })
     }

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::recovering::{Recovered, RecoveryError};
 use crate::clock::{Clock, SystemClock};
 use crate::disk::guarded::GuardedDisk;
-use crate::disk::{Disk, DiskLock, RealDisk};
+use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 use crate::node_file::{self, NodeFile};
 use crate::rpc::ClusterTag;
@@ -77,7 +77,6 @@ impl Surroundings {
 struct Files {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    _lock: DiskLock,
 }
 
 /// Who this node is, as its directory says.
@@ -200,9 +199,10 @@ impl Store {
             .collect();
         snapshot::sweep(&*disk, &snapshot_dir, |file| in_use.iter().any(|used| used == file))
             .map_err(at(&snapshot_dir))?;
+        wal.hold(lock);
         let failing = wal.clone();
         let disk = Arc::new(GuardedDisk::new(disk, Arc::new(move |reason| failing.fail(reason))));
-        Ok(Self::assemble(around, name, node, wal, Some(Files { disk, dir, _lock: lock })))
+        Ok(Self::assemble(around, name, node, wal, Some(Files { disk, dir })))
     }
 
     fn assemble(around: Surroundings, name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
@@ -301,13 +301,9 @@ impl Store {
     pub(crate) async fn promise_founder(&self, group: &str, founder: ReplicaId) -> Result<bool, StoreError> {
         let (store, group) = (self.clone(), group.to_owned());
         let promise = move || {
-            if let Some(promised) = store.lock_node().founders.get(&group) {
-                return Ok(*promised == founder.get());
-            }
-            store.update_node(|node| {
-                node.founders.insert(group, founder.get());
-            })?;
-            Ok(true)
+            let mut promised = founder.get();
+            store.update_node(|node| promised = *node.founders.entry(group).or_insert(promised))?;
+            Ok(promised == founder.get())
         };
         let io = |error| StoreError::Io { path: self.wal_dir(), error };
         self.threads().run(promise).await.map_err(io)?
@@ -368,6 +364,9 @@ impl Store {
         let mut node = self.lock_node();
         let mut next = node.clone();
         change(&mut next);
+        if next == *node {
+            return Ok(());
+        }
         if let Some(files) = &self.inner.files {
             node_file::write(&*files.disk, &files.dir, &next)?;
         }

@@ -59,7 +59,8 @@ use self::config::MAX_QUEUED_BYTES;
 use self::index::Index;
 use self::queue::{Backing, Life, State};
 pub(crate) use self::record::Record;
-use crate::disk::Disk;
+pub(crate) use self::together::Together;
+use crate::disk::{Disk, DiskLock};
 
 /// The log. Clones share it; it is closed with the last one.
 #[derive(Clone)]
@@ -70,6 +71,8 @@ pub(crate) struct Wal {
 struct Handle {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Held until nothing can be written any more.
+    directory: Mutex<Option<DiskLock>>,
 }
 
 struct Shared {
@@ -125,7 +128,13 @@ impl Wal {
             room: Notify::new(),
             poisoned: watch::Sender::new(None),
         };
-        Wal { handle: Arc::new(Handle { shared: Arc::new(shared), thread: Mutex::new(None) }) }
+        Wal {
+            handle: Arc::new(Handle {
+                shared: Arc::new(shared),
+                thread: Mutex::new(None),
+                directory: Mutex::new(None),
+            }),
+        }
     }
 
     /// The replicas that were created and not removed.
@@ -243,6 +252,11 @@ impl Wal {
     /// proposed, so that what is prepared serves votes, truncations, purges and reclaiming.
     pub(crate) fn is_full(&self) -> bool {
         self.state_lock().full
+    }
+
+    /// Holds the directory's lock as long as anybody may write to the log.
+    pub(crate) fn hold(&self, directory: DiskLock) {
+        *lock(&self.handle.directory) = Some(directory);
     }
 
     /// Ends the log, as after a failed write of its own: another file of the node's cannot be written.
@@ -381,6 +395,7 @@ impl Handle {
             // The appender poisons the log itself if it ends otherwise than asked.
             let _ = thread.join();
         }
+        drop(lock(&self.directory).take());
     }
 }
 

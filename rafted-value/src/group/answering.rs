@@ -9,7 +9,7 @@ use openraft::raft::{
 };
 
 use super::UntypedReplica;
-use crate::error::NotHappened;
+use crate::error::{NotHappened, UnknownOutcome};
 use crate::freshness;
 use crate::openraft_types::{Vote, decode_payload, entry};
 use crate::proposer::ProposeError;
@@ -62,6 +62,7 @@ impl UntypedReplica {
             RequestBody::Query(query) => match self.read(query, timeout).await {
                 Ok(answer) => Answer::Reply(answer),
                 Err(ReadError::NotLeader { leader }) => not_leader(leader),
+                Err(ReadError::NoAnswer { waited }) => Answer::Unknown(UnknownOutcome::Timeout(waited)),
                 Err(ReadError::Query(error)) => Err(error).into(),
             },
             RequestBody::QueryAny(query) => self.read_any(query).await.into(),
@@ -72,6 +73,7 @@ impl UntypedReplica {
             RequestBody::ReadIndex if exact => match freshness::index_of(&self.inner.reads, timeout).await {
                 Ok(entries) => Answer::ReadIndex { entries },
                 Err(ReadError::NotLeader { leader }) => not_leader(leader),
+                Err(ReadError::NoAnswer { waited }) => Answer::Unknown(UnknownOutcome::Timeout(waited)),
                 Err(ReadError::Query(error)) => Err(error).into(),
             },
             RequestBody::Hello { founder } => self.hello(request.envelope.from.filter(|_| founder)).await,

@@ -153,7 +153,8 @@ impl<R: Read> FrameReader<R> {
         }
         if magic != MAGIC {
             let (found, known) = (magic[FORMAT_AT], MAGIC[FORMAT_AT]);
-            return Err(invalid(format!("it has format {found}, this program knows {known}; run one that knows it")));
+            let other = format!("it has format {found}, this program knows {known}");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, other));
         }
         // The id: it counts for the checksums alone.
         reader.summed(&mut [0; 8])?;

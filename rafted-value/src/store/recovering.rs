@@ -13,7 +13,7 @@ use crate::openraft_types::{Membership, StoredMembership, decode_payload, encode
 use crate::recovery::{Found, RecoveryPlan, RecoveryReport};
 use crate::rpc::read_snapshot_meta;
 use crate::status::{LogPosition, Members, ReplicaId};
-use crate::wal::{Position, ReplicaLogState, ReplicaRecord, VoteRecord, Wal};
+use crate::wal::{Position, ReplicaLogState, ReplicaRecord, Together, VoteRecord, Wal};
 
 /// Entries that are read at once in search of the members.
 const SEARCH_BYTES: usize = 1 << 20;
@@ -99,7 +99,12 @@ impl Store {
         let told = Box::new(move |result| drop(told.send(result)));
         let vote = VoteRecord { term: plan.term, voted_for: plan.chosen.get(), committed: false };
         let record = ReplicaRecord { incarnation: plan.incarnation, ..record };
-        self.inner.wal.write_together(replica.get(), record, vote, payload.map(|payload| (position, payload)), told);
+        // A crash while a snapshot was installed leaves a log that ends before it, or another one: it gives way, as it
+        // would at the replica's start, so that the new entry follows the snapshot.
+        let of_snapshot = state.snapshot.as_ref().and_then(|pointer| pointer.position);
+        let follows = of_snapshot.filter(|&snapshot| is_chosen && state.last < Some(snapshot));
+        let together = Together { record, vote, follows, entry: payload.map(|payload| (position, payload)) };
+        self.inner.wal.write_together(replica.get(), together, told);
         self.synced(synced).await?;
         drop(claim);
         Ok(Recovered::Done)
@@ -151,8 +156,11 @@ fn members_in(wal: &Wal, replica: u64, state: &ReplicaLogState, committed: Optio
         let Some(last) = found.last() else { break };
         next = last.index + 1;
         for entry in found {
+            // A crash while a snapshot was installed leaves entries that it has in it.
+            let is_newer = latest.log_id().is_none_or(|id| entry.index > id.index);
             if let openraft::EntryPayload::Membership(membership) =
                 decode_payload(entry.payload).map_err(io::Error::other)?
+                && is_newer
             {
                 latest = StoredMembership::new(Some(log_id(entry.term, entry.index)), membership);
             }

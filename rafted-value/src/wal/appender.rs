@@ -165,7 +165,7 @@ impl Appender {
             },
         };
         let length = batch.bytes.len() as u64;
-        let slot = match self.segments.reserve(length, batch.sequence, batch.oldest_use) {
+        let slot = match self.segments.reserve(length, batch.sequence) {
             Ok(slot) => slot,
             Err(SpaceError::Full) => return self.delay(batch),
             Err(SpaceError::Failed(error)) => {
@@ -189,8 +189,9 @@ impl Appender {
             let reason = format!("a batch cannot be written to segment {}: {error}", slot.segment_use);
             return self.fail(&reason, batch.waiting);
         }
+        let length = batch.bytes.len() as u64;
         self.finish(batch, slot);
-        match self.segments.prepare() {
+        match self.segments.prepare(length) {
             Ok(()) => Step::Wrote,
             Err(error) => self.fail(&format!("a segment cannot be prepared: {error}"), Vec::new()),
         }

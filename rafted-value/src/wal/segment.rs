@@ -91,7 +91,7 @@ impl Segments {
     }
 
     /// Finds the place for a batch of `length` bytes, in the next segment if it does not fit into this one.
-    pub(crate) fn reserve(&mut self, length: u64, sequence: u64, oldest_use: u64) -> Result<Slot, SpaceError> {
+    pub(crate) fn reserve(&mut self, length: u64, sequence: u64) -> Result<Slot, SpaceError> {
         let segment_use = self.active_use();
         let limit = self.segment_bytes;
         if let Some(active) = self.used.get_mut(&segment_use)
@@ -101,7 +101,7 @@ impl Segments {
             active.filled = filled;
             return Ok(Slot { segment_use, offset: active.end });
         }
-        self.roll(length, sequence, oldest_use)
+        self.roll(length, sequence)
     }
 
     /// Writes a batch at the place that was reserved for it, and syncs it.
@@ -117,7 +117,7 @@ impl Segments {
     }
 
     /// The next segment: its header is synced before anything else is written to it.
-    fn roll(&mut self, length: u64, sequence: u64, oldest_use: u64) -> Result<Slot, SpaceError> {
+    fn roll(&mut self, length: u64, sequence: u64) -> Result<Slot, SpaceError> {
         let segment_use = self.active_use() + 1;
         let fullest = (0..self.spares.len()).rev().max_by_key(|&at| self.spares[at].filled);
         let at = match fullest {
@@ -128,6 +128,8 @@ impl Segments {
                 self.spares.len() - 1
             }
         };
+        // Not what the batch that comes next says: it is not synced yet, and may never be.
+        let oldest_use = self.used.first_key_value().map_or(segment_use, |(&first, _)| first);
         let header = SegmentHeader { salt: self.salt, segment_use, first_sequence: sequence, oldest_use };
         let spare = &mut self.spares[at];
         spare.filled = fill(&spare.segment, spare.filled, FIRST_OFFSET + length, self.segment_bytes)?;
@@ -165,8 +167,19 @@ impl Segments {
         freed
     }
 
-    /// Brings the spares a step nearer to being ready. A full disk is remembered, see [`Segments::is_full`].
-    pub(crate) fn prepare(&mut self) -> io::Result<()> {
+    /// Brings the spares nearer to being ready, by at least as many bytes as were written: they are ready before they are
+    /// needed, also where batches are long. A full disk is remembered, see [`Segments::is_full`].
+    pub(crate) fn prepare(&mut self, written: u64) -> io::Result<()> {
+        for _ in 0..=written / FILL_BYTES {
+            self.prepare_once()?;
+            if self.full.is_some() || self.ready() >= self.reserve {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare_once(&mut self) -> io::Result<()> {
         if let Some(batches) = &mut self.full {
             *batches = batches.saturating_sub(1);
             if *batches > 0 {
@@ -190,7 +203,7 @@ impl Segments {
                 return Ok(());
             }
             self.full = Some(0);
-            self.prepare()?;
+            self.prepare_once()?;
             if self.full.is_some_and(|batches| batches > 0) {
                 return Ok(());
             }

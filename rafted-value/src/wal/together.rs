@@ -8,20 +8,27 @@ use super::queue::{Backing, State};
 use super::record::Record;
 use super::{Done, Position, ReplicaRecord, VoteRecord, Wal, check_known};
 
+/// What is written in one batch.
+pub(crate) struct Together {
+    pub(crate) record: ReplicaRecord,
+    pub(crate) vote: VoteRecord,
+    /// The snapshot that takes the place of the entries in the log.
+    pub(crate) follows: Option<Position>,
+    /// The next entry.
+    pub(crate) entry: Option<(Position, Bytes)>,
+}
+
 impl Wal {
-    /// Writes a replica's record anew, its vote and, if there is one, its next entry, together. `done` is called when
-    /// they are durable.
-    pub(crate) fn write_together(
-        &self,
-        replica: u64,
-        record: ReplicaRecord,
-        vote: VoteRecord,
-        entry: Option<(Position, Bytes)>,
-        done: Done,
-    ) {
+    /// Writes records of one replica together. `done` is called when they are durable.
+    pub(crate) fn write_together(&self, replica: u64, together: Together, done: Done) {
+        let Together { record, vote, follows, entry } = together;
         self.submit(Some(done), |state| {
             check_known(state, replica)?;
             let mut records = vec![(Record::Created(record), None), (Record::Vote(vote), None)];
+            if let Some(snapshot) = follows {
+                records.push((Record::Truncate(Some(snapshot.index)), None));
+                records.push((Record::Purge(snapshot), None));
+            }
             if let Some((Position { term, index }, payload)) = &entry {
                 records.push((Record::Entry { term: *term, index: *index, payload }, Some(payload.clone())));
             }

@@ -10,7 +10,7 @@ use crate::disk::Disk;
 use crate::disk::faulty::{Fault, FaultyDisk};
 use crate::recovery::plan;
 use crate::status::Member;
-use crate::wal::{LogEntry, MIN_SEGMENT_BYTES, WalConfig};
+use crate::wal::{LogEntry, MIN_SEGMENT_BYTES, SnapshotPointer, WalConfig};
 
 fn open(disk: &FaultyDisk) -> Result<Store, StoreError> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -120,4 +120,44 @@ async fn a_crash_at_any_operation_leaves_all_of_a_recovery_or_nothing() {
         }
     }
     assert!(outcomes.iter().all(|count| *count > 0), "both outcomes were seen: {outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_log_that_ends_before_its_snapshot_gives_way_to_it() {
+    // Power was lost while a snapshot was installed: it is pointed to, and what is older was not purged yet.
+    for (term, index) in [(2, 20), (2, 5)] {
+        let disk = used().await;
+        let store = open(&disk).unwrap();
+        let replica = store.replicas()[0].replica;
+        let snapshot = Position { term, index };
+        let mut meta = crate::codec::Writer::default();
+        let member =
+            |n: u64| Member { name: format!("n{n}"), node: n, zone: String::new(), decided_at: 0, addresses: vec![] };
+        let nodes = BTreeMap::from([(replica.get(), member(1)), (4, member(4)), (5, member(5))]);
+        let membership = Membership::new(vec![nodes.keys().copied().collect()], nodes).unwrap();
+        let last_membership = StoredMembership::new(Some(log_id(2, index - 1)), membership);
+        let last_log_id = Some(log_id(term, index));
+        crate::rpc::write_snapshot_meta(
+            &mut meta,
+            &crate::openraft_types::SnapshotMeta { last_log_id, last_membership },
+        );
+        let meta = meta.into_bytes();
+        let pointer =
+            SnapshotPointer { position: Some(snapshot), meta, file: String::new(), inline: Bytes::from_static(b"s") };
+        let (told, synced) = oneshot::channel();
+        store.inner.wal.save_snapshot(replica.get(), pointer, Box::new(move |result| drop(told.send(result))));
+        synced.await.unwrap().unwrap();
+        let reports = reports(&store).await;
+        let names: Vec<_> = reports[0].members.replicas.values().map(|member| member.node).collect();
+        assert!(names.contains(&5), "the snapshot's members are newer than the log's: {names:?}");
+        let plan = plan(&reports).unwrap();
+        assert_eq!(store.recover(&plan).await.unwrap(), Recovered::Done);
+        store.close().await;
+        drop(store);
+        let store = open(&disk).unwrap();
+        let state = store.inner.wal.state(replica.get()).unwrap();
+        assert_eq!(state.last, Some(Position { term: plan.term, index: index + 1 }), "behind the snapshot");
+        assert_eq!(state.last_purged, Some(snapshot));
+        store.close().await;
+    }
 }

@@ -125,7 +125,7 @@ fn with_each_operation_failing(seed: u64, fault: Fault) -> u64 {
 
 #[test]
 fn power_lost_at_any_operation_loses_nothing_durable() {
-    let copied_bytes: u64 = (0..5).map(|seed| with_each_operation_failing(seed, Fault::Crash)).sum();
+    let copied_bytes: u64 = (0..5).chain([16, 40]).map(|seed| with_each_operation_failing(seed, Fault::Crash)).sum();
     assert!(copied_bytes > 0, "nothing was reclaimed");
 }
 
@@ -229,6 +229,41 @@ fn names_of_files_that_were_not_synced_may_all_be_lost_or_all_be_kept() {
                     Err(_) => assert_eq!(found, start, "{context}"),
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_new_segment_needs_those_before_it_until_its_first_batch_is_durable() {
+    for at in 0..8 {
+        for seed in 0..8 {
+            let disk = FaultyDisk::default();
+            let (wal, mut appender) = open(&disk);
+            // Nothing but replica 1 is in the first segment, and the second is nearly full.
+            wal.create(replica(1), nobody());
+            step_all(&mut appender);
+            for index in 0.. {
+                if wal.stats().segments == 2 {
+                    break;
+                }
+                wal.append(1, vec![entry(1, index, &[1; 1000])], nobody());
+                step_all(&mut appender);
+            }
+            wal.create(replica(2), nobody());
+            for index in 0..5 {
+                wal.append(2, vec![entry(1, index, &[2; 2000])], nobody());
+                step_all(&mut appender);
+            }
+            let before = everything(&wal);
+            disk.fail_at(disk.operations() + at, Fault::Crash);
+            // One batch, which does not fit: it makes the first segment useless, once it is there.
+            wal.remove(1, nobody());
+            wal.append(2, (5..7).map(|index| entry(1, index, &[2; 2000])).collect(), nobody());
+            step_all(&mut appender);
+            let (wal, _appender) = open(&disk.restart(seed));
+            let found = everything(&wal);
+            let is_written = wal.state(1).is_none() && entries(&wal, 2).len() == 7;
+            assert!(found == before || is_written, "at {at}, restart {seed}: {found:?}");
         }
     }
 }

@@ -188,3 +188,32 @@ fn votes_truncations_and_purges_are_served_from_the_reserve_whenever_the_disk_is
         assert_eq!(everything(&open(&disk.restart(step)).0), everything(&wal));
     }
 }
+
+#[test]
+fn long_batches_find_the_reserve_ready_when_the_disk_fills() {
+    let disk = FaultyDisk::default();
+    let config = config().with_segment_bytes(4 << 20);
+    let (wal, mut appender) = Wal::open_stepped(Arc::new(disk.clone()), Path::new(DIR), config).unwrap();
+    wal.create(replica(1), nobody());
+    let long = vec![7; 1 << 20];
+    for index in 0..100 {
+        if index == 10 {
+            disk.set_capacity(Some(disk.used_bytes() + (3 << 19)));
+        }
+        if wal.is_full() {
+            break;
+        }
+        wal.append(1, vec![entry(1, index, &long)], nobody());
+        assert_eq!(
+            step_all(&mut appender),
+            Step::Idle,
+            "entry {index} found the disk full, and nobody was told before"
+        );
+    }
+    assert!(wal.is_full(), "the disk never was");
+    let voted = Told::default();
+    wal.save_vote(1, vote(3), voted.done());
+    wal.purge(1, position(1, 8));
+    step_all(&mut appender);
+    assert!(voted.is_ok(), "the reserve is for votes");
+}
