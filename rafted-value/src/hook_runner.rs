@@ -62,8 +62,9 @@ fn tell_of_members(
     now: &BTreeMap<ReplicaId, Member>,
     queue: &HookQueue,
 ) {
-    // Before it has everything, it learns of members that others have let in.
-    if queue.leads() != term {
+    // Before it has everything, it learns of members that others have let in; and a group's first members are not let in
+    // by anybody.
+    if queue.leads() != term || before.is_empty() {
         return;
     }
     let added = now.iter().filter(|(id, _)| !before.contains_key(id));
