@@ -30,6 +30,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
+use tokio::runtime::{Builder, Runtime};
 
 use super::load::{Client, Kind, Work, closed_loops};
 use super::machine::own_cpu_time;
@@ -130,7 +131,7 @@ pub fn make_certificates(folder: &Path, nodes: &[&str]) -> Result<()> {
 
 /// Runs until the input ends.
 pub fn run(options: PeerOptions) -> Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(async {
+    runtime(&options)?.block_on(async {
         match (options.role, options.protocol) {
             (Role::Server, Protocol::Ours | Protocol::OursAsTask) => ours::serve(&options).await,
             (Role::Server, Protocol::Streams) => streams::serve(&options).await,
@@ -151,6 +152,17 @@ pub fn run(options: PeerOptions) -> Result<()> {
             (Role::Client, Protocol::Etcd) => work(etcd::connect(&options).await?).await,
         }
     })
+}
+
+/// Where there are four processes for two cores, a thread for each process's network and tasks costs least; that is so for
+/// the client of etcd, too. Logs, and what applies commands, have their own threads.
+fn runtime(options: &PeerOptions) -> std::io::Result<Runtime> {
+    match options.protocol {
+        Protocol::Raft | Protocol::RaftInMemory | Protocol::Etcd if options.groups == 1 => {
+            Builder::new_current_thread().enable_all().build()
+        }
+        _ => Runtime::new(),
+    }
 }
 
 /// A server's answers to its commands.

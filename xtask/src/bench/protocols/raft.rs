@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use batched_comm::{Endpoint, Identity, NodeName};
+use batched_comm::{Endpoint, EndpointConfig, Identity, NodeName};
 use rafted_value::{
     ClientSession, Clock, ClusterTag, GroupClient, GroupConfig, QuicTransport, Replica, Route, Store, SystemClock,
     UntypedReplica, Value, decode_answer, decode_reply, encode_command, encode_query,
@@ -58,10 +58,16 @@ fn config(options: &PeerOptions) -> Result<GroupConfig> {
     Ok(GroupConfig::default().with_timing(seconds(10), seconds(40), seconds(80))?)
 }
 
+/// The network is a part of the process's one runtime: no user's code runs there that could hold it up.
+async fn bind(options: &PeerOptions) -> Result<Endpoint> {
+    let config = EndpointConfig::new().with_network_thread(false);
+    Ok(Endpoint::bind_with(options.address, Identity::load(&options.tls, &options.name)?, config).await?)
+}
+
 /// A node: hosts a replica of every group, and says what its log has done.
 pub async fn serve(options: &PeerOptions) -> Result<()> {
     let name = options.name.as_str();
-    let endpoint = Endpoint::bind(options.address, Identity::load(&options.tls, name)?).await?;
+    let endpoint = bind(options).await?;
     let store = match (&options.data, options.protocol) {
         (_, Protocol::RaftInMemory) => Store::memory(name),
         (Some(data), _) => Store::open(data, name).await?,
@@ -138,7 +144,7 @@ impl Client for RaftClient {
 
 /// A client process.
 pub async fn connect(options: &PeerOptions) -> Result<()> {
-    let endpoint = Endpoint::bind(options.address, Identity::load(&options.tls, &options.name)?).await?;
+    let endpoint = bind(options).await?;
     for member in &options.members {
         let name: NodeName = member.name.parse().with_context(|| format!("{} is no node's name", member.name))?;
         endpoint.set_peer(&name, vec![member.address]);
