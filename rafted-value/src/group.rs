@@ -30,6 +30,7 @@ use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
 use crate::hook_runner;
+use crate::installer::Installer;
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Raft, Shared};
 use crate::membership;
@@ -41,7 +42,7 @@ use crate::reader::{self, Read, ReadError};
 use crate::roster::Roster;
 use crate::rpc::{Answer, ClusterTag};
 use crate::runtime::{self, watch};
-use crate::snapshot::{ReadError as SnapshotError, SnapshotStore};
+use crate::snapshot::ReadError as SnapshotError;
 use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::{Running, Store};
 use crate::transport::{Body, BoxFuture, Handler, Transport};
@@ -81,7 +82,7 @@ struct Inner {
     running: Mutex<Option<Running>>,
     raft: Raft,
     shared: Arc<Shared>,
-    snapshots: SnapshotStore,
+    installer: Installer,
     proposals: mpsc::Sender<Proposal>,
     limits: Limits,
     reads: mpsc::Sender<Read>,
@@ -149,12 +150,14 @@ impl UntypedReplica {
             incarnation: spec.incarnation,
             group: group.clone(),
             from: spec.replica,
+            traffic: store.traffic().clone(),
             transport: transport.clone(),
         };
         let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone());
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
+        let installer = Installer { group: spec.group.clone(), raft: raft.clone(), shared: shared.clone(), snapshots };
         let (proposals, proposal_queue) = mpsc::channel(spec.config.max_queued_commands());
         let limits = Limits::new(spec.config.max_queued_commands());
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
@@ -188,7 +191,7 @@ impl UntypedReplica {
                 running: Mutex::new(Some(running)),
                 raft,
                 shared,
-                snapshots,
+                installer,
                 proposals,
                 limits,
                 reads,

@@ -25,6 +25,7 @@ mod hook_runner;
 mod freshness;
 mod peers;
 mod reader;
+mod installer;
 mod network;
 mod log_store;
 mod machine;
@@ -84,6 +85,7 @@ pub use crate::replica::{
 };
 pub use crate::rpc::{ClusterTag, Envelope, peek};
 pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN};
+pub use crate::snapshot::SnapshotLimits;
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
 pub use crate::store::{NodeIdentity, Recovered, RecoveryError, Store, StoredReplica};
 pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};

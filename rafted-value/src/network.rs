@@ -1,5 +1,7 @@
 //! openraft's network over the [`Transport`] trait: one client per other replica of one group.
 
+mod sending;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +14,9 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
-use crate::config::INSTALL_SNAPSHOT_TIMEOUT;
 use crate::openraft_types::{Types, Vote, encode_payload};
 use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
-use crate::snapshot::SnapshotBody;
+use crate::snapshot::{SnapshotBody, Traffic};
 use crate::status::{Member, ReplicaId};
 use crate::transport::{Transport, TransportError};
 
@@ -31,6 +32,8 @@ pub(crate) struct Network {
     pub(crate) group: String,
     pub(crate) from: ReplicaId,
     pub(crate) transport: Arc<dyn Transport>,
+    /// What all senders of snapshots of this node share.
+    pub(crate) traffic: Arc<Traffic>,
 }
 
 /// The client for one other replica.
@@ -40,6 +43,7 @@ pub(crate) struct Client {
     to: u64,
     node: String,
     transport: Arc<dyn Transport>,
+    traffic: Arc<Traffic>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -58,6 +62,7 @@ impl RaftNetworkFactory<Types> for Network {
             to: target,
             node: node.name.clone(),
             transport: self.transport.clone(),
+            traffic: self.traffic.clone(),
         }
     }
 }
@@ -157,21 +162,15 @@ impl RaftNetworkV2<Types> for Client {
         vote: Vote,
         snapshot: Snapshot,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let timeout = option.hard_ttl().max(INSTALL_SNAPSHOT_TIMEOUT);
-        let request = self.request(RequestBody::Snapshot { vote, meta: snapshot.meta });
-        let sending = self.transport.call_with_body(&self.node, request, snapshot.snapshot.into_chunks(), timeout);
-        let answer = tokio::select! {
+        let sent = tokio::select! {
             biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answer = sending => answer,
+            sent = self.send(vote, snapshot.meta, snapshot.snapshot) => sent,
         };
-        match self.judge(answer, RPCTypes::InstallSnapshot, timeout) {
-            Ok(Answer::Snapshot { vote }) => Ok(SnapshotResponse::new(vote)),
-            Ok(other) => {
-                Err(StreamingError::Network(NetworkError::from_string(format!("an unexpected answer: {other:?}"))))
-            }
+        match sent {
+            Ok(vote) => Ok(SnapshotResponse::new(vote)),
             Err(RPCError::Timeout(error)) => Err(error.into()),
             Err(RPCError::Unreachable(error)) => Err(error.into()),
             Err(RPCError::Network(error)) => Err(error.into()),

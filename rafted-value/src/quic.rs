@@ -87,15 +87,16 @@ impl Transport for QuicTransport {
         let (endpoint, address) = (self.endpoint.clone(), self.address(node));
         Box::pin(async move {
             let address = address?;
-            let send = async {
-                let opened = endpoint.open_bulk(&address, &request).await;
-                let mut sender = opened.map_err(|error| TransportError::NotSent(error.to_string()))?;
-                while let Some(chunk) = body.next().await.map_err(lost)? {
-                    sender.write(chunk).await.map_err(lost)?;
-                }
-                sender.finish().await.map_err(lost)
-            };
-            tokio::time::timeout(timeout, send).await.unwrap_or_else(|_| Err(lost(format!("{timeout:?} passed"))))
+            let too_late = |what: &str| format!("{what}: {timeout:?} passed");
+            let opened = tokio::time::timeout(timeout, endpoint.open_bulk(&address, &request)).await;
+            let opened = opened.map_err(|_| TransportError::NotSent(too_late("no connection")))?;
+            let mut sender = opened.map_err(|error| TransportError::NotSent(error.to_string()))?;
+            while let Some(chunk) = body.next().await.map_err(lost)? {
+                let written = tokio::time::timeout(timeout, sender.write(chunk)).await;
+                written.map_err(|_| lost(too_late("no room for a chunk")))?.map_err(lost)?;
+            }
+            let answer = tokio::time::timeout(timeout, sender.finish()).await;
+            answer.map_err(|_| lost(too_late("no answer")))?.map_err(lost)
         })
     }
 }

@@ -71,10 +71,18 @@ pub(crate) enum RequestBody {
         to: u64,
         last: Option<LogId>,
     },
-    /// Followed by the snapshot's bytes.
+    /// Followed by the snapshot's bytes from `offset` on.
     Snapshot {
         vote: Vote,
         meta: SnapshotMeta,
+        id: SnapshotId,
+        offset: u64,
+    },
+    /// How much of this snapshot do you have?
+    SnapshotOffer {
+        vote: Vote,
+        meta: SnapshotMeta,
+        id: SnapshotId,
     },
     /// An encoded `command.rs`, for the leader.
     Command(Bytes),
@@ -105,6 +113,15 @@ pub(crate) enum RequestBody {
     Seat {
         replica: u64,
     },
+}
+
+/// Which snapshot: two of one state have different bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SnapshotId {
+    /// Drawn at random when it was built.
+    pub(crate) id: u64,
+    /// Its length in bytes.
+    pub(crate) length: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +156,12 @@ pub(crate) enum Answer {
     Snapshot {
         vote: Vote,
     },
+    /// Send the snapshot from here on.
+    SnapshotAt {
+        offset: u64,
+    },
+    /// Others are being received, or this one is: come again.
+    SnapshotBusy,
     Reply(Bytes),
     ReadIndex {
         entries: u64,
@@ -262,11 +285,11 @@ impl RequestBody {
                 writer.u64(*to);
                 writer.option(*last, write_log_id);
             }
-            Self::Snapshot { vote, meta } => {
-                writer.u8(5);
-                write_vote(writer, vote);
-                write_snapshot_meta(writer, meta);
+            Self::Snapshot { vote, meta, id, offset } => {
+                write_snapshot(writer, 5, vote, meta, *id);
+                writer.u64(*offset);
             }
+            Self::SnapshotOffer { vote, meta, id } => write_snapshot(writer, 11, vote, meta, *id),
             Self::Command(bytes) => write_raw(writer, 6, bytes),
             Self::Query(bytes) => write_raw(writer, 7, bytes),
             Self::QueryAny(bytes) => write_raw(writer, 8, bytes),
@@ -319,7 +342,10 @@ impl RequestBody {
                 to: reader.u64()?,
                 last: reader.option(read_log_id)?,
             },
-            5 => Self::Snapshot { vote: read_vote(&mut reader)?, meta: read_snapshot_meta(&mut reader)? },
+            5 => {
+                let (vote, meta, id) = read_snapshot(&mut reader)?;
+                Self::Snapshot { vote, meta, id, offset: reader.u64()? }
+            }
             6 => return Ok(Self::Command(reader.rest())),
             7 => return Ok(Self::Query(reader.rest())),
             8 => return Ok(Self::QueryAny(reader.rest())),
@@ -335,6 +361,10 @@ impl RequestBody {
                 Self::Change { change: membership::read_change(&mut reader)?, within }
             }
             30 => Self::Seat { replica: reader.u64()? },
+            11 => {
+                let (vote, meta, id) = read_snapshot(&mut reader)?;
+                Self::SnapshotOffer { vote, meta, id }
+            }
             _ => return Err(reader.malformed()),
         };
         reader.end()?;
@@ -356,6 +386,19 @@ fn write_vote_request(writer: &mut Writer, kind: u8, vote: &Vote, last: Option<L
 
 fn read_vote_request(reader: &mut Reader) -> Result<(Vote, Option<LogId>, bool), Malformed> {
     Ok((read_vote(reader)?, reader.option(read_log_id)?, read_bool(reader)?))
+}
+
+fn write_snapshot(writer: &mut Writer, kind: u8, vote: &Vote, meta: &SnapshotMeta, id: SnapshotId) {
+    writer.u8(kind);
+    write_vote(writer, vote);
+    write_snapshot_meta(writer, meta);
+    writer.u64(id.id);
+    writer.u64(id.length);
+}
+
+fn read_snapshot(reader: &mut Reader) -> Result<(Vote, SnapshotMeta, SnapshotId), Malformed> {
+    let (vote, meta) = (read_vote(reader)?, read_snapshot_meta(reader)?);
+    Ok((vote, meta, SnapshotId { id: reader.u64()?, length: reader.u64()? }))
 }
 
 fn read_bool(reader: &mut Reader) -> Result<bool, Malformed> {
@@ -466,6 +509,11 @@ impl Answer {
                 writer.u8(32);
                 writer.u8(u8::from(*member));
             }
+            Self::SnapshotAt { offset } => {
+                writer.u8(18);
+                writer.u64(*offset);
+            }
+            Self::SnapshotBusy => writer.u8(19),
         }
         writer.into_bytes()
     }
@@ -511,6 +559,8 @@ impl Answer {
             31 => Self::NotYet,
             33 => Self::Ended { incarnation: reader.u64()? },
             32 => Self::Seat { member: read_bool(&mut reader)? },
+            18 => Self::SnapshotAt { offset: reader.u64()? },
+            19 => Self::SnapshotBusy,
             _ => return Err(reader.malformed()),
         };
         reader.end()?;

@@ -13,10 +13,13 @@
 
 mod verify;
 mod format;
+mod traffic;
+mod parts;
 mod file;
+mod rate;
 
 use std::future::Future;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,14 +30,19 @@ use rkyv::util::AlignedVec;
 
 pub(crate) use self::verify::verify;
 
-use self::file::{Files, SnapshotFile, Source, Spool};
+use self::file::{Files, Pace, SnapshotFile, Source, Spool};
 use self::format::{FrameReader, FrameWriter, Head, Kind};
+use self::parts::Receiving;
+pub(crate) use self::parts::Refusal;
+pub use self::traffic::SnapshotLimits;
+pub(crate) use self::traffic::Traffic;
 use crate::any_value::{AnyValue, ValueFactory};
+use crate::clock::SystemClock;
 use crate::codec::{Reader, Writer};
 use crate::disk::Disk;
 use crate::openraft_types::SnapshotMeta;
 use crate::pieces::{PieceError, PieceSink, PieceSource};
-use crate::rpc::{read_snapshot_meta, write_snapshot_meta};
+use crate::rpc::{SnapshotId, read_snapshot_meta, write_snapshot_meta};
 use crate::runtime;
 use crate::session::Sessions;
 use crate::threads::Threads;
@@ -46,6 +54,8 @@ use crate::wal::{Position, SnapshotPointer, Wal};
 const CHUNK_BYTES: usize = 256 << 10;
 /// What a sender may make this node write before the checksums are judged.
 const MAX_SNAPSHOT_BYTES: u64 = 64 << 30;
+/// A transfer of which nothing comes for so long has broken off.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a full disk is asked again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 
@@ -90,6 +100,23 @@ impl From<ReadError> for io::Error {
             ReadError::Io(error) => error,
             other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
         }
+    }
+}
+
+/// Why a body was not received.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    /// It cannot begin at its offset now.
+    #[error("it cannot begin there now: {0:?}")]
+    Refused(Refusal),
+    /// It broke off, or is not what was announced.
+    #[error("{0}")]
+    Failed(#[from] io::Error),
+}
+
+impl From<Refusal> for ReceiveError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -191,9 +218,15 @@ pub(crate) struct SnapshotBody {
 }
 
 impl SnapshotBody {
-    /// Its bytes in chunks, to be sent.
-    pub(crate) fn into_chunks(self) -> Box<dyn Body> {
-        Box::new(Chunks { threads: self.threads.clone(), source: self.source.clone(), offset: 0 })
+    /// Its bytes from `offset` on in chunks, to be sent.
+    pub(crate) fn chunks(&self, offset: u64) -> Box<dyn Body> {
+        Box::new(Chunks { threads: self.threads.clone(), source: self.source.clone(), offset })
+    }
+
+    /// What distinguishes it from others of the same state.
+    pub(crate) async fn identity(&self) -> io::Result<SnapshotId> {
+        let source = self.source.clone();
+        self.threads.run(move || Ok(SnapshotId { id: format::id(source.reader())?, length: source.length() })).await?
     }
 }
 
@@ -215,7 +248,7 @@ struct Chunks {
 impl Body for Chunks {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
         Box::pin(async move {
-            let left = self.source.length() - self.offset;
+            let left = self.source.length().saturating_sub(self.offset);
             let size = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
             if size == 0 {
                 return Ok(None);
@@ -239,6 +272,7 @@ pub(crate) struct SnapshotStore {
     /// Where files live; `None` in memory, where every snapshot is inline.
     files: Option<Files>,
     threads: Threads,
+    traffic: Arc<Traffic>,
     /// The file to which the log points, once somebody asked for it: it goes after its last reader.
     current: Arc<Mutex<Option<Arc<SnapshotFile>>>>,
 }
@@ -247,7 +281,13 @@ impl SnapshotStore {
     /// Files live in the folder of `files`; without one, every snapshot lives in the log.
     pub(crate) fn new(replica: u64, wal: Wal, files: Option<(Arc<dyn Disk>, PathBuf)>, threads: Threads) -> Self {
         let files = files.map(|(disk, dir)| Files { disk, dir });
-        Self { replica, wal, files, threads, current: Arc::default() }
+        let traffic = Traffic::new(Arc::new(SystemClock::default()));
+        Self { replica, wal, files, threads, traffic, current: Arc::default() }
+    }
+
+    /// Shares a node's limits with its other replicas.
+    pub(crate) fn sharing(self, traffic: Arc<Traffic>) -> Self {
+        Self { traffic, ..self }
     }
 
     /// Whether the disk has no room for another snapshot.
@@ -319,8 +359,12 @@ impl SnapshotStore {
     pub(crate) async fn save(&self, content: Content) -> io::Result<SnapshotBody> {
         let meta = content.meta.clone();
         let content = Arc::new(content);
+        let _turn = self.traffic.build_turn().await;
+        let traffic = self.traffic.clone();
+        let pace: Pace = Arc::new(move |bytes| traffic.after_writing(bytes));
         let source = loop {
-            let (content, spool, id) = (content.clone(), self.spool(), runtime::random());
+            let id = runtime::random();
+            let (content, spool) = (content.clone(), self.spool(id).paced(pace.clone()));
             match self.threads.run(move || content.write(id, spool)?.finish()).await? {
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                     tracing::error!(%error, "a snapshot waits for room on the disk");
@@ -335,28 +379,43 @@ impl SnapshotStore {
         Ok(SnapshotBody { threads: self.threads.clone(), source, content: None })
     }
 
-    /// Stores a body that is being received, and judges it: whole, what its sender says it is, and readable by
-    /// this program. What is given up leaves no file behind.
+    /// How much of a snapshot is here from a transfer that broke off; `None` while no transfer may begin.
+    pub(crate) fn offset(&self, id: SnapshotId) -> Option<u64> {
+        self.traffic.parts.offset(self.replica, id)
+    }
+
+    /// Stores a body that is being received from `offset` on, and judges the whole: what its sender says it is, and
+    /// readable by this program. What has come of a body that breaks off is kept for a while; what is given up leaves
+    /// no file behind.
     pub(crate) async fn receive(
         &self,
+        id: SnapshotId,
+        offset: u64,
         chunks: Box<dyn Body>,
         announced: &SnapshotMeta,
         factory: &ValueFactory,
-    ) -> io::Result<SnapshotBody> {
-        let source = self.store(chunks).await?;
+    ) -> Result<SnapshotBody, ReceiveError> {
+        if id.length > MAX_SNAPSHOT_BYTES {
+            let message = format!("a snapshot of {} bytes: at most {MAX_SNAPSHOT_BYTES}", id.length);
+            return Err(io::Error::other(message).into());
+        }
+        let receiving = self.traffic.parts.begin(self.replica, id, offset, || self.spool(runtime::random()))?;
+        let mut receiving = self.store(receiving, id.length, chunks).await?;
+        let spool = receiving.take().ok_or_else(|| io::Error::other("nothing was received"))?;
+        let source = self.threads.run(move || spool.finish()).await??;
         let content = self.judge(source.clone(), Some(announced.clone()), factory.clone()).await?;
         Ok(SnapshotBody { threads: self.threads.clone(), source, content: Some(content) })
     }
 
-    async fn store(&self, mut chunks: Box<dyn Body>) -> io::Result<Source> {
-        let mut spool = self.spool();
-        while let Some(chunk) = chunks.next().await? {
-            if spool.length() + chunk.len() as u64 > MAX_SNAPSHOT_BYTES {
-                return Err(io::Error::other(format!("a snapshot is over {MAX_SNAPSHOT_BYTES} bytes")));
-            }
-            spool = self.threads.run(move || spool.write_all(&chunk).map(|()| spool)).await??;
+    /// Adds what comes. Wherever it ends, also with this future, what has come is kept.
+    async fn store(&self, mut receiving: Receiving, length: u64, mut chunks: Box<dyn Body>) -> io::Result<Receiving> {
+        loop {
+            let next = tokio::time::timeout(CHUNK_TIMEOUT, chunks.next()).await;
+            let next = next.map_err(|_| io::Error::other(format!("nothing came for {CHUNK_TIMEOUT:?}")))?;
+            let Some(chunk) = next? else { break };
+            receiving = self.threads.run(move || receiving.write(&chunk, length).map(|()| receiving)).await??;
         }
-        self.threads.run(move || spool.finish()).await?
+        if receiving.length() == length { Ok(receiving) } else { Err(io::Error::other("it ended early")) }
     }
 
     /// Makes an accepted body this replica's snapshot, and gives out what it says.
@@ -387,8 +446,9 @@ impl SnapshotStore {
         self.threads.run(judge).await?
     }
 
-    fn spool(&self) -> Spool {
-        let name = format!("{:016x}-{:016x}.snap", self.replica, runtime::random::<u64>());
+    /// `number` is drawn at random for each file.
+    fn spool(&self, number: u64) -> Spool {
+        let name = format!("{:016x}-{number:016x}.snap", self.replica);
         Spool::new(self.threads.clone(), self.files.clone(), name)
     }
 

@@ -23,7 +23,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 use crate::node_file::{self, NodeFile};
 use crate::rpc::ClusterTag;
-use crate::snapshot::{self, SnapshotStore};
+use crate::snapshot::{self, SnapshotLimits, SnapshotStore, Traffic};
 use crate::status::ReplicaId;
 use crate::threads::Threads;
 use crate::wal::{ReplicaRecord, Wal, WalConfig, WalError, WalStats};
@@ -40,6 +40,7 @@ struct Inner {
     wal: Wal,
     files: Option<Files>,
     around: Surroundings,
+    traffic: Arc<Traffic>,
     /// Replicas that run: a second core over one replica's log could vote twice in a term.
     running: Mutex<BTreeSet<ReplicaId>>,
 }
@@ -206,8 +207,8 @@ impl Store {
     }
 
     fn assemble(around: Surroundings, name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
-        let running = Mutex::default();
-        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, around, running }) }
+        let (traffic, running) = (Traffic::new(around.clock.clone()), Mutex::default());
+        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, around, traffic, running }) }
     }
 
     /// Who this node is.
@@ -278,6 +279,11 @@ impl Store {
         self.inner.wal.poisoned()
     }
 
+    /// How fast snapshots are sent and written from now on, by all groups together.
+    pub fn set_snapshot_limits(&self, limits: &SnapshotLimits) {
+        self.inner.traffic.set_limits(limits);
+    }
+
     /// What the log has done so far.
     pub fn log_stats(&self) -> WalStats {
         self.inner.wal.stats()
@@ -337,7 +343,12 @@ impl Store {
 
     pub(crate) fn snapshots_of(&self, replica: ReplicaId) -> SnapshotStore {
         let files = self.inner.files.as_ref().map(|files| (files.disk.clone(), files.dir.join("snapshots")));
-        SnapshotStore::new(replica.get(), self.inner.wal.clone(), files, self.threads().clone())
+        let snapshots = SnapshotStore::new(replica.get(), self.inner.wal.clone(), files, self.threads().clone());
+        snapshots.sharing(self.inner.traffic.clone())
+    }
+
+    pub(crate) fn traffic(&self) -> &Arc<Traffic> {
+        &self.inner.traffic
     }
 
     async fn synced(&self, done: oneshot::Receiver<io::Result<()>>) -> Result<(), StoreError> {

@@ -17,7 +17,8 @@ pub trait Transport: Send + Sync + 'static {
     /// Sends one request to the node of that name and returns its answer.
     fn call(&self, node: &str, request: Bytes, timeout: Duration) -> BoxFuture<Result<Bytes, TransportError>>;
 
-    /// Sends a request that is followed by a large body.
+    /// Sends a request that is followed by a large body. It may take any time as a whole: `timeout` is for each of its
+    /// steps, the connection, a chunk, the answer.
     fn call_with_body(
         &self,
         node: &str,

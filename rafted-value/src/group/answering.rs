@@ -11,7 +11,7 @@ use openraft::raft::{
 use super::UntypedReplica;
 use crate::error::{NotHappened, UnknownOutcome};
 use crate::freshness;
-use crate::openraft_types::{Vote, decode_payload, entry};
+use crate::openraft_types::{decode_payload, entry};
 use crate::proposer::ProposeError;
 use crate::readable;
 use crate::reader::ReadError;
@@ -81,6 +81,7 @@ impl UntypedReplica {
                 self.change(change, within.min(timeout)).await.into()
             }
             RequestBody::Seat { replica } => self.seat(replica).await,
+            RequestBody::SnapshotOffer { vote, meta, id } if exact => self.inner.installer.offered(vote, &meta, id),
             RequestBody::Append(_)
             | RequestBody::Vote { .. }
             | RequestBody::PreVote { .. }
@@ -88,6 +89,7 @@ impl UntypedReplica {
             | RequestBody::Change { .. }
             | RequestBody::ReadIndex
             | RequestBody::Versions
+            | RequestBody::SnapshotOffer { .. }
             | RequestBody::Snapshot { .. } => Answer::WrongReplica,
         }
     }
@@ -177,31 +179,10 @@ impl UntypedReplica {
         if !self.is_for_me(&request.envelope) || request.envelope.to.is_none() {
             return Answer::WrongReplica;
         }
-        let RequestBody::Snapshot { vote, meta } = request.body else {
+        let RequestBody::Snapshot { vote, meta, id, offset } = request.body else {
             return Answer::NotHappened(NotHappened::Malformed("this request has no body".into()));
         };
-        self.install_snapshot(vote, meta, body).await
-    }
-
-    async fn install_snapshot(
-        &self,
-        vote: Vote,
-        meta: crate::openraft_types::SnapshotMeta,
-        body: Box<dyn Body>,
-    ) -> Answer {
-        if self.inner.snapshots.is_full() {
-            return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
-        }
-        // Judged before openraft sees it: what it has accepted must not turn out to be damaged or unreadable.
-        let received = match self.inner.snapshots.receive(body, &meta, self.inner.shared.factory()).await {
-            Ok(received) => received,
-            Err(error) => return self.stopped(&error),
-        };
-        let snapshot = openraft::storage::Snapshot { meta, snapshot: received };
-        match self.inner.raft.install_full_snapshot(vote, snapshot).await {
-            Ok(response) => Answer::Snapshot { vote: response.vote },
-            Err(error) => self.stopped(&error),
-        }
+        self.inner.installer.receive(vote, meta, id, offset, body).await
     }
 
     fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {

@@ -41,7 +41,8 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::Vote { vote, last: Some(log_id(6, 5)), transfer: true },
         RequestBody::PreVote { vote, last: None, transfer: false },
         RequestBody::TransferLeader { from: vote, to: 9, last: Some(log_id(6, 5)) },
-        RequestBody::Snapshot { vote, meta: meta() },
+        RequestBody::Snapshot { vote, meta: meta(), id: SnapshotId { id: 3, length: 4 }, offset: 2 },
+        RequestBody::SnapshotOffer { vote, meta: meta(), id: SnapshotId { id: 3, length: 4 } },
         RequestBody::Command(Bytes::from_static(b"command")),
         RequestBody::Query(Bytes::from_static(b"query")),
         RequestBody::QueryAny(Bytes::new()),
@@ -74,6 +75,8 @@ fn answers() -> Vec<Answer> {
         Answer::TransferVoteChanged { expected: vote, actual: vote },
         Answer::TransferLogNotFlushed { expected: id, actual: None },
         Answer::Snapshot { vote },
+        Answer::SnapshotAt { offset: 6 },
+        Answer::SnapshotBusy,
         Answer::Reply(Bytes::from_static(b"reply")),
         Answer::Hello { replica: 1, node: 2, incarnation: 3, initialized: true },
         Answer::Done,
@@ -163,6 +166,23 @@ fn the_bytes_of_a_request_are_these() {
     assert!(is_to_anyone(&bytes));
     let exact = Envelope { to: ReplicaId::new(1 << 63), ..envelope() };
     assert!(!is_to_anyone(&Request { envelope: exact, body: RequestBody::Query(Bytes::new()) }.encode()));
+}
+
+#[test]
+fn the_bytes_of_an_offered_snapshot_and_of_its_answers_are_these() {
+    let id = SnapshotId { id: 3, length: 4 };
+    let mut writer = Writer::default();
+    RequestBody::SnapshotOffer { vote: vote(7, 8, true), meta: SnapshotMeta::default(), id }.write(&mut writer);
+    let mut golden = vec![11];
+    golden.extend(7_u64.to_le_bytes());
+    golden.extend(8_u64.to_le_bytes());
+    // The vote is committed; no last entry, no membership entry, and nobody in it.
+    golden.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    golden.extend(3_u64.to_le_bytes());
+    golden.extend(4_u64.to_le_bytes());
+    assert_eq!(writer.into_bytes(), golden);
+    assert_eq!(Answer::SnapshotAt { offset: 258 }.encode()[..], [1, 18, 2, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(Answer::SnapshotBusy.encode()[..], [1, 19]);
 }
 
 #[test]

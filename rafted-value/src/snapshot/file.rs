@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -139,9 +140,14 @@ impl Read for SourceReader {
     }
 }
 
+/// How long to wait after so many bytes were written.
+pub(super) type Pace = Arc<dyn Fn(u64) -> Duration + Send + Sync>;
+
 /// Bytes that are to become a snapshot, written in order. What is dropped unfinished leaves no file.
 pub(super) struct Spool {
     threads: Threads,
+    /// At whose rate a file is written; its thread sleeps.
+    paced: Option<Pace>,
     /// Where a large one goes; `None` in memory, where all stay in memory.
     place: Option<(Files, String)>,
     file: Option<SnapshotFile>,
@@ -155,7 +161,12 @@ impl Spool {
     /// `name` is the finished file's, and no other's.
     pub(super) fn new(threads: Threads, files: Option<Files>, name: String) -> Self {
         let place = files.map(|files| (files, name));
-        Self { threads, place, file: None, buffer: Vec::new(), written: 0, synced: 0 }
+        Self { threads, paced: None, place, file: None, buffer: Vec::new(), written: 0, synced: 0 }
+    }
+
+    /// Writes at a rate.
+    pub(super) fn paced(self, pace: Pace) -> Self {
+        Self { paced: Some(pace), ..self }
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -200,10 +211,14 @@ impl Spool {
         let file = file.file()?;
         file.write_at(&self.buffer, self.written)?;
         self.written += self.buffer.len() as u64;
+        let wait = self.paced.as_ref().map_or(Duration::ZERO, |pace| pace(self.buffer.len() as u64));
         self.buffer.clear();
         if self.written - self.synced >= SYNC_BYTES {
             file.sync()?;
             self.synced = self.written;
+        }
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
         }
         Ok(())
     }

@@ -123,6 +123,14 @@ impl<W: Write> FrameWriter<W> {
     }
 }
 
+/// What a snapshot's writer drew at random.
+pub(super) fn id(mut input: impl Read) -> io::Result<u64> {
+    let mut start = [0; MAGIC.len() + 8];
+    input.read_exact(&mut start)?;
+    let [.., a, b, c, d, e, f, g, h] = start;
+    Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
 /// Reads one snapshot. What is wrong with it is an error of the kind `InvalidData`, which says so.
 pub(super) struct FrameReader<R> {
     input: R,

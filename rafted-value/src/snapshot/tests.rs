@@ -84,8 +84,8 @@ async fn store(dir: &Path) -> SnapshotStore {
     SnapshotStore::new(REPLICA, wal, Some((disk, snapshots)), threads)
 }
 
-async fn chunks_of(body: SnapshotBody) -> Vec<Bytes> {
-    let mut chunks = body.into_chunks();
+async fn chunks_of(body: &SnapshotBody) -> Vec<Bytes> {
+    let mut chunks = body.chunks(0);
     let mut all = Vec::new();
     while let Some(chunk) = chunks.next().await.unwrap() {
         all.push(chunk);
@@ -113,11 +113,12 @@ async fn an_old_file_stays_until_its_last_reader_has_gone() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let snapshots = dir.path().join("snapshots");
-    let first = chunks_of(store.save(content(1, 100_000)).await.unwrap()).await.concat();
+    let first = chunks_of(&store.save(content(1, 100_000)).await.unwrap()).await.concat();
     let (_, reading) = store.current().unwrap().unwrap();
     store.save(content(2, 100_001)).await.unwrap();
     assert_eq!(file_names(&snapshots).len(), 2, "one is being read");
-    assert_eq!(chunks_of(reading).await.concat(), first);
+    assert_eq!(chunks_of(&reading).await.concat(), first);
+    drop(reading);
     eventually("the old file goes", || file_names(&snapshots).len() == 1).await;
     assert_eq!(numbers(&store.load(&factory()).unwrap().unwrap()), 100_001);
 }
@@ -137,9 +138,9 @@ async fn a_received_snapshot_is_the_sent_one() {
     for count in [10, 100_000] {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
-        let body = sender.save(content(3, count)).await.unwrap().into_chunks();
-        let meta = content(3, 0).meta;
-        let received = receiver.receive(body, &meta, &factory()).await.unwrap();
+        let body = sender.save(content(3, count)).await.unwrap();
+        let (id, meta) = (body.identity().await.unwrap(), content(3, 0).meta);
+        let received = receiver.receive(id, 0, body.chunks(0), &meta, &factory()).await.unwrap();
         let installed = receiver.install(received, &factory()).await.unwrap();
         assert_eq!(numbers(&installed), count);
         assert_eq!(numbers(&receiver.load(&factory()).unwrap().unwrap()), count);
@@ -150,11 +151,71 @@ async fn a_received_snapshot_is_the_sent_one() {
 async fn what_is_received_and_not_the_announced_snapshot_leaves_nothing() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
-    let body = sender.save(content(3, 100_000)).await.unwrap().into_chunks();
-    let other = content(4, 0).meta;
-    let error = receiver.receive(body, &other, &factory()).await.err().unwrap();
+    let body = sender.save(content(3, 100_000)).await.unwrap();
+    let (id, other) = (body.identity().await.unwrap(), content(4, 0).meta);
+    let error = receiver.receive(id, 0, body.chunks(0), &other, &factory()).await.err().unwrap();
     assert!(error.to_string().contains("another snapshot"), "{error}");
     assert!(receiver.load(&factory()).unwrap().is_none());
+    eventually("its file goes", || file_names(&to.path().join("snapshots")).is_empty()).await;
+}
+
+/// A body that breaks off after some chunks.
+struct Broken {
+    chunks: Box<dyn Body>,
+    left: usize,
+}
+
+impl Body for Broken {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
+        if self.left == 0 {
+            return Box::pin(async { Err(io::Error::other("the connection is lost")) });
+        }
+        self.left -= 1;
+        self.chunks.next()
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_that_breaks_off_again_and_again_arrives() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
+    let body = sender.save(content(3, 300_000)).await.unwrap();
+    let (id, meta) = (body.identity().await.unwrap(), content(3, 0).meta);
+    assert!(id.length > 8 * CHUNK_BYTES as u64, "{}", id.length);
+    let mut expected = 0;
+    let received = loop {
+        let offset = receiver.offset(id).unwrap();
+        assert_eq!(offset, expected, "nothing is sent twice");
+        let chunks = Box::new(Broken { chunks: body.chunks(offset), left: 1 });
+        match receiver.receive(id, offset, chunks, &meta, &factory()).await {
+            Ok(received) => break received,
+            Err(ReceiveError::Failed(error)) => assert!(error.to_string().contains("is lost"), "{error}"),
+            Err(refused) => panic!("{refused}"),
+        }
+        expected += CHUNK_BYTES as u64;
+        if expected >= id.length {
+            let last = receiver.receive(id, id.length, body.chunks(id.length), &meta, &factory()).await;
+            break last.unwrap();
+        }
+    };
+    assert_eq!(numbers(&receiver.install(received, &factory()).await.unwrap()), 300_000);
+    assert_eq!(file_names(&to.path().join("snapshots")).len(), 1);
+}
+
+#[tokio::test]
+async fn a_transfer_that_goes_on_with_another_snapshot_is_found_out_and_leaves_nothing() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
+    let one = sender.save(content(3, 300_000)).await.unwrap();
+    let other = sender.save(content(4, 300_000)).await.unwrap();
+    let (id, meta) = (one.identity().await.unwrap(), content(3, 0).meta);
+    assert_eq!(id.length, other.identity().await.unwrap().length, "the same length");
+    let chunks = Box::new(Broken { chunks: one.chunks(0), left: 2 });
+    receiver.receive(id, 0, chunks, &meta, &factory()).await.err().unwrap();
+    let offset = receiver.offset(id).unwrap();
+    let error = receiver.receive(id, offset, other.chunks(offset), &meta, &factory()).await.err().unwrap();
+    assert!(error.to_string().contains("checksum"), "{error}");
+    assert_eq!(receiver.offset(id), Some(0), "it begins again");
     eventually("its file goes", || file_names(&to.path().join("snapshots")).is_empty()).await;
 }
 

@@ -116,7 +116,7 @@ impl Cluster {
         Member { name: name.to_owned(), node, zone: String::new(), decided_at: 0, addresses: Vec::new() }
     }
 
-    fn dir(&self, name: &str) -> Option<PathBuf> {
+    pub fn dir(&self, name: &str) -> Option<PathBuf> {
         self.dirs.as_ref().map(|dirs| dirs.path().join(name))
     }
 

@@ -1,6 +1,9 @@
 //! A network in memory: the replicas of one process, with links that can be cut.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +23,16 @@ pub struct Hub {
     strangers: Arc<Mutex<BTreeMap<(String, String), u64>>>,
     /// By sender and receiver: requests that were sent.
     sent: Arc<Mutex<BTreeMap<(String, String), u64>>>,
+    bodies: Arc<Mutex<Bodies>>,
+}
+
+/// What was sent of bodies, by sender and receiver.
+#[derive(Default)]
+struct Bodies {
+    bytes: BTreeMap<(String, String), u64>,
+    begun: BTreeMap<(String, String), u64>,
+    /// The next bodies break off after so many chunks.
+    breaks: Vec<usize>,
 }
 
 /// Where a request says for which replica it is.
@@ -74,6 +87,21 @@ impl Hub {
     /// How many requests `from` has sent to `to`.
     pub fn sent(&self, from: &str, to: &str) -> u64 {
         self.sent.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
+    }
+
+    /// How many bytes of bodies `from` has sent to `to`.
+    pub fn body_bytes(&self, from: &str, to: &str) -> u64 {
+        self.bodies.lock().unwrap().bytes.get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
+    }
+
+    /// How many bodies `from` has begun to send to `to`.
+    pub fn bodies(&self, from: &str, to: &str) -> u64 {
+        self.bodies.lock().unwrap().begun.get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
+    }
+
+    /// The next bodies break off, each after so many chunks.
+    pub fn break_bodies(&self, chunks: &[usize]) {
+        self.bodies.lock().unwrap().breaks = chunks.iter().rev().copied().collect();
     }
 
     fn aliased(&self, node: &str, request: Bytes) -> Bytes {
@@ -132,8 +160,46 @@ impl Transport for Link {
         let (hub, here, node) = (self.hub.clone(), self.here.clone(), node.to_owned());
         Box::pin(async move {
             let Some(replica) = hub.target(&here, &node, &request)? else { return Ok(wrong_replica()) };
-            let answer = tokio::time::timeout(timeout, replica.handle_with_body(request, body)).await;
-            answer.map_err(|_| TransportError::Lost(format!("{timeout:?} passed")))
+            let chunks_left = {
+                let mut bodies = hub.bodies.lock().unwrap();
+                *bodies.begun.entry((here.clone(), node.clone())).or_default() += 1;
+                bodies.breaks.pop().unwrap_or(usize::MAX)
+            };
+            let is_cut = Arc::new(Mutex::new(None));
+            let (cut, hub_of_body) = (is_cut.clone(), hub.clone());
+            let body = Cuttable { hub: hub_of_body, from: here, to: node, chunks_left, body, is_cut: cut };
+            let answer = replica.handle_with_body(request, Box::new(body)).await;
+            match is_cut.lock().unwrap().take() {
+                Some(reason) => Err(TransportError::Lost(format!("{reason}; {timeout:?} is for each step"))),
+                None => Ok(answer),
+            }
+        })
+    }
+}
+
+/// A body on a link that may be cut while it is on its way.
+struct Cuttable {
+    hub: Hub,
+    from: String,
+    to: String,
+    chunks_left: usize,
+    body: Box<dyn Body>,
+    is_cut: Arc<Mutex<Option<String>>>,
+}
+
+impl Body for Cuttable {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
+        Box::pin(async move {
+            let chunk = self.body.next().await?;
+            if self.chunks_left == 0 || self.hub.is_cut(&self.from, &self.to) {
+                *self.is_cut.lock().unwrap() = Some("the link was cut".into());
+                return Err(io::Error::other("the link was cut"));
+            }
+            self.chunks_left -= 1;
+            let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+            let way = (self.from.clone(), self.to.clone());
+            *self.hub.bodies.lock().unwrap().bytes.entry(way).or_default() += bytes;
+            Ok(chunk)
         })
     }
 }

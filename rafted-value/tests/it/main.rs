@@ -13,6 +13,7 @@ mod membership;
 mod quic;
 mod recovery;
 mod site;
+mod snapshots;
 mod stale;
 mod staleness;
 mod versions;

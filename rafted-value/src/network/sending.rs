@@ -1,0 +1,147 @@
+//! Sends a snapshot, and goes on where it broke off.
+//!
+//! ```text
+//!          turn          offer                 bytes from offset
+//!   wait ------> asking ------> at an offset --------------------> installed
+//!    ^             | busy                          | broke off
+//!    '---- pause --+-------------------------------'
+//! ```
+//!
+//! There is no limit to the whole: a large snapshot takes its time. It is given up when nothing of it has arrived, or
+//! nothing more for [`GIVE_UP_AFTER`]; openraft then begins again with the snapshot that is the newest by then.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::errors::RPCError;
+use openraft::network::RPCTypes;
+use tokio::time::Instant;
+
+use super::Client;
+use crate::openraft_types::{SnapshotMeta, Types, Vote};
+use crate::rpc::{Answer, RequestBody, SnapshotId};
+use crate::snapshot::{SnapshotBody, Traffic};
+use crate::transport::Body;
+
+/// How long the receiver may take for one chunk, and for its judgement of the whole. If that takes longer, the sender
+/// asks again, and is told to wait or that all is done.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an offer may take.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Without progress for so long, it is left to openraft whether to go on.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+/// Before a receiver is asked again that has no turn to give, or was not reached.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Before a receiver is asked again that has no room or is stopped.
+const LONG_PAUSE: Duration = Duration::from_millis(500);
+
+impl Client {
+    /// Sends a snapshot; the receiver's vote.
+    pub(super) async fn send(
+        &self,
+        vote: Vote,
+        meta: SnapshotMeta,
+        body: SnapshotBody,
+    ) -> Result<Vote, RPCError<Types>> {
+        let id =
+            body.identity().await.map_err(|error| RPCError::Network(openraft::errors::NetworkError::new(&error)))?;
+        let mut progress = Progress { offset: 0, at: Instant::now() };
+        loop {
+            // Given back before each pause.
+            let turn = self.traffic.send_turn().await;
+            let outcome = self.attempt(vote, &meta, id, &body, &mut progress).await;
+            drop(turn);
+            match outcome {
+                Ok(Some(vote)) => return Ok(vote),
+                Ok(None) => {}
+                // Nothing of it is there: the newest one is as good to send, once the receiver can be reached.
+                Err(error) if progress.offset == 0 => {
+                    tokio::time::sleep(PAUSE).await;
+                    return Err(error);
+                }
+                Err(error) if progress.at.elapsed() >= GIVE_UP_AFTER => return Err(error),
+                Err(error) => {
+                    tracing::debug!(group = %self.envelope.group, node = %self.node, %error, "a snapshot is sent on soon");
+                    // Of the errors that are answers, none goes away at once.
+                    if !matches!(error, RPCError::Timeout(_)) {
+                        tokio::time::sleep(LONG_PAUSE - PAUSE).await;
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// One attempt; `None` if it is to be tried again.
+    async fn attempt(
+        &self,
+        vote: Vote,
+        meta: &SnapshotMeta,
+        id: SnapshotId,
+        body: &SnapshotBody,
+        progress: &mut Progress,
+    ) -> Result<Option<Vote>, RPCError<Types>> {
+        let offer = RequestBody::SnapshotOffer { vote, meta: meta.clone(), id };
+        let offset = match self.call(offer, RPCTypes::InstallSnapshot, OFFER_TIMEOUT).await? {
+            Answer::SnapshotAt { offset } if offset <= id.length => offset,
+            other => return judge(other, progress),
+        };
+        progress.reached(offset);
+        let chunks = Paced { chunks: body.chunks(offset), traffic: self.traffic.clone() };
+        let request = self.request(RequestBody::Snapshot { vote, meta: meta.clone(), id, offset });
+        let sent = self.transport.call_with_body(&self.node, request, Box::new(chunks), STEP_TIMEOUT).await;
+        judge(self.judge(sent, RPCTypes::InstallSnapshot, STEP_TIMEOUT)?, progress)
+    }
+}
+
+fn judge(answer: Answer, progress: &mut Progress) -> Result<Option<Vote>, RPCError<Types>> {
+    match answer {
+        Answer::Snapshot { vote } => Ok(Some(vote)),
+        // It receives others, or judges this one: it lives.
+        Answer::SnapshotBusy => {
+            progress.at = Instant::now();
+            Ok(None)
+        }
+        Answer::SnapshotAt { .. } => Ok(None),
+        other => Err(Client::unexpected(&other)),
+    }
+}
+
+/// How far the receiver has got.
+struct Progress {
+    offset: u64,
+    at: Instant,
+}
+
+impl Progress {
+    fn reached(&mut self, offset: u64) {
+        if offset > self.offset {
+            *self = Self { offset, at: Instant::now() };
+        }
+    }
+}
+
+/// Keeps to the node's rate.
+struct Paced {
+    chunks: Box<dyn Body>,
+    traffic: Arc<Traffic>,
+}
+
+impl Body for Paced {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = io::Result<Option<Bytes>>> + Send + '_>> {
+        Box::pin(async move {
+            let chunk = self.chunks.next().await?;
+            if let Some(chunk) = &chunk {
+                let wait = self.traffic.before_sending(chunk.len() as u64);
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
+            }
+            Ok(chunk)
+        })
+    }
+}
