@@ -83,7 +83,7 @@ impl Store {
         let done = Found {
             incarnation: plan.incarnation,
             term: plan.term,
-            last: if is_chosen { Some(position).map(logged) } else { now.last },
+            last: if is_chosen { Some(logged(position)) } else { now.last },
         };
         if now == done {
             return Ok(Recovered::AlreadyDone);
