@@ -19,7 +19,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::command::CommandId;
-use crate::encoding::{encode_command, encode_command_as};
+use crate::config::GroupConfig;
+use crate::encoding::{encode_command, encode_command_as, encode_config_change};
 use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
 use crate::group::UntypedReplica;
 use crate::proposer::ProposeError;
@@ -150,6 +151,18 @@ impl GroupClient {
             let Some(again) = encode_command_as::<V>(older, command, id, key_hash) else { return Err(refusal.into()) };
             (version, bytes) = (older, again);
         }
+    }
+
+    /// Gets the group's settings changed, on every member and for all that join later; once, by the id. See
+    /// [`GroupConfig`] for what of them waits for a restart.
+    pub async fn change_config(
+        &self,
+        group: &str,
+        config: &GroupConfig,
+        id: CommandId,
+        timeout: Duration,
+    ) -> Result<(), CommandError> {
+        self.command(group, encode_config_change(config, id), timeout).await.map(drop)
     }
 
     /// Gets an encoded query answered, linearizably.

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!  0        1      2        4         8       16        32       40          48          56         60       64
-//!  | format | kind | 0    0 | schema  | stamp | session | serial | low water | not after | key hash | 0 .. 0 | payload
+//!  | format | kind | to  0 | schema  | stamp | session | serial | low water | not after | key hash | 0 .. 0 | payload
 //! ```
 //!
-//! Little-endian. `stamp` is the log time, written by the leader that proposes; zero on the way to it.
+//! Little-endian. `to` says for whom it is: 0 for the value, 1 for the group, whose settings it replaces. `stamp` is the
+//! log time, written by the leader that proposes; zero on the way to it.
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,6 +19,9 @@ pub(crate) const HEADER_BYTES: usize = 64;
 const FORMAT: u8 = 1;
 const KIND_ONCE: u8 = 1;
 const KIND_PLAIN: u8 = 2;
+const TO_VALUE: u8 = 0;
+const TO_GROUP: u8 = 1;
+const TO_AT: usize = 2;
 const SCHEMA_AT: std::ops::Range<usize> = 4..8;
 const STAMP_AT: std::ops::Range<usize> = 8..16;
 
@@ -38,18 +42,28 @@ pub struct CommandId {
     pub not_after: LogTime,
 }
 
+/// For whom a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recipient {
+    /// The user's value.
+    Value,
+    /// The group itself: the payload is its settings.
+    Group,
+}
+
 /// A command on its way or in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Command {
     /// `None` for commands whose repetition does no harm, such as ticks.
     pub(crate) id: Option<CommandId>,
-    /// The value's version that encoded the payload.
+    pub(crate) to: Recipient,
+    /// The version of the value, or of the settings, that encoded the payload.
     pub(crate) schema: u32,
     /// The leader's stamp.
     pub(crate) stamp: LogTime,
     /// The hash of the key that the command is about, zero where there is none.
     pub(crate) key_hash: u32,
-    /// The encoded command of the user.
+    /// The encoded command of the user, or settings.
     pub(crate) payload: Bytes,
 }
 
@@ -63,7 +77,11 @@ impl Command {
             low_water: 0,
             not_after: LogTime::from_millis(0),
         });
-        bytes.extend_from_slice(&[FORMAT, kind, 0, 0]);
+        let to = match self.to {
+            Recipient::Value => TO_VALUE,
+            Recipient::Group => TO_GROUP,
+        };
+        bytes.extend_from_slice(&[FORMAT, kind, to, 0]);
         bytes.extend_from_slice(&self.schema.to_le_bytes());
         bytes.extend_from_slice(&self.stamp.as_millis().to_le_bytes());
         bytes.extend_from_slice(&id.session.0.to_le_bytes());
@@ -80,7 +98,12 @@ impl Command {
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "command");
         let (format, kind) = (reader.u8()?, reader.u8()?);
-        if format != FORMAT || reader.u8()? != 0 || reader.u8()? != 0 {
+        let to = match reader.u8()? {
+            TO_VALUE => Recipient::Value,
+            TO_GROUP => Recipient::Group,
+            _ => return Err(reader.malformed()),
+        };
+        if format != FORMAT || reader.u8()? != 0 {
             return Err(reader.malformed());
         }
         let schema = reader.u32()?;
@@ -98,7 +121,7 @@ impl Command {
             KIND_PLAIN => None,
             _ => return Err(reader.malformed()),
         };
-        Ok(Self { id, schema, stamp, key_hash, payload: reader.rest() })
+        Ok(Self { id, to, schema, stamp, key_hash, payload: reader.rest() })
     }
 }
 
@@ -109,9 +132,10 @@ pub(crate) fn stamp(encoded: &mut BytesMut, now: LogTime) {
     }
 }
 
-/// The value's version that encoded a command's payload.
-pub(crate) fn schema(encoded: &[u8]) -> u32 {
-    encoded.get(SCHEMA_AT).and_then(|field| field.try_into().ok()).map_or(0, u32::from_le_bytes)
+/// The value's version that encoded a command's payload; `None` if it is not for the value.
+pub(crate) fn schema(encoded: &[u8]) -> Option<u32> {
+    let schema = encoded.get(SCHEMA_AT).and_then(|field| field.try_into().ok()).map(u32::from_le_bytes);
+    schema.filter(|_| encoded.get(TO_AT) == Some(&TO_VALUE))
 }
 
 /// Whether an encoded command may be sent more than once.
@@ -131,6 +155,7 @@ mod tests {
                 low_water: 16,
                 not_after: LogTime::from_millis(1_000),
             }),
+            to: Recipient::Value,
             schema: 2,
             stamp: LogTime::from_millis(0),
             key_hash: 0xDEAD_BEEF,
@@ -149,13 +174,20 @@ mod tests {
         golden.extend(b"pay");
         assert_eq!(&bytes[..], &golden[..]);
         assert_eq!(bytes.len(), HEADER_BYTES + 3);
-        assert_eq!(schema(&bytes), 2);
+        assert_eq!(schema(&bytes), Some(2));
+        let settings = Command { to: Recipient::Group, ..example() }.encode();
+        golden[2] = 1;
+        golden[8..10].fill(0);
+        assert_eq!(&settings[..], &golden[..]);
+        assert_eq!(schema(&settings), None);
     }
 
     #[test]
     fn what_was_written_is_read() {
         let command = example();
         assert_eq!(Command::decode(command.encode().freeze()).unwrap(), command);
+        let settings = Command { to: Recipient::Group, ..command.clone() };
+        assert_eq!(Command::decode(settings.encode().freeze()).unwrap(), settings);
         let plain = Command { id: None, ..command };
         assert_eq!(Command::decode(plain.encode().freeze()).unwrap(), plain);
     }

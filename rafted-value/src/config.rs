@@ -1,8 +1,19 @@
 //! The settings of a group: always valid.
 
+mod encoding;
+
 use std::time::Duration;
 
-/// Settings of one replica of a group; give every replica the same.
+pub(crate) use self::encoding::{ENCODING_VERSION, UnreadableConfig};
+
+/// Settings of a group. A replica starts with some, best the same as the others'; those that the group has agreed on
+/// (see [`GroupClient::change_config`](crate::GroupClient::change_config)) take their place.
+///
+/// Of agreed settings, the bounds on commands hold at once, on every replica that has applied the change. The timing
+/// and the distance of snapshots hold from a replica's next start on:
+/// [`Status::config_awaits_restart`](crate::Status::config_awaits_restart) tells. Replicas of different timing get along
+/// as long as the longest heartbeat is below the shortest election timeout: to make both longer, or both shorter by far,
+/// change and restart in two steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupConfig {
     heartbeat: Duration,
@@ -42,18 +53,22 @@ impl Default for GroupConfig {
 }
 
 impl GroupConfig {
-    /// How often a leader says that it lives, and after which silence an election starts.
+    /// How often a leader says that it lives, and after which silence an election starts: whole milliseconds, up to an
+    /// hour.
     pub fn with_timing(
         mut self,
         heartbeat: Duration,
         election_min: Duration,
         election_max: Duration,
     ) -> Result<Self, ConfigError> {
-        if heartbeat.is_zero() || election_min < heartbeat * 2 || election_max <= election_min {
+        let is_whole = |duration: Duration| duration.subsec_nanos().is_multiple_of(1_000_000);
+        let are_whole = is_whole(heartbeat) && is_whole(election_min) && is_whole(election_max);
+        let are_ordered = heartbeat.saturating_mul(2) <= election_min && election_min < election_max;
+        if heartbeat.is_zero() || !are_whole || !are_ordered || election_max > LONGEST_ELECTION {
             return Err(ConfigError {
                 setting: "timing",
                 given: format!("heartbeat {heartbeat:?}, election {election_min:?} to {election_max:?}"),
-                allowed: "0 < heartbeat, 2 x heartbeat <= election_min < election_max",
+                allowed: "0 < heartbeat, 2 x heartbeat <= election_min < election_max <= 1 h, in whole milliseconds",
             });
         }
         self.heartbeat = heartbeat;
@@ -64,26 +79,31 @@ impl GroupConfig {
 
     /// The largest encoded command, 1 byte to 4 MiB.
     pub fn with_max_command_bytes(mut self, max: usize) -> Result<Self, ConfigError> {
-        if max == 0 || max > 4 << 20 {
+        if max == 0 || max > MAX_COMMAND_BYTES {
             return Err(ConfigError { setting: "max_command_bytes", given: max.to_string(), allowed: "1 to 4194304" });
         }
         self.max_command_bytes = max;
         Ok(self)
     }
 
-    /// How many commands may wait at the leader before further ones are refused, at least 1.
+    /// How many commands may wait at the leader before further ones are refused, 1 to 1,048,576.
     pub fn with_max_queued_commands(mut self, max: usize) -> Result<Self, ConfigError> {
-        if max == 0 {
-            return Err(ConfigError { setting: "max_queued_commands", given: "0".into(), allowed: "at least 1" });
+        if max == 0 || max > MAX_QUEUED_COMMANDS {
+            return Err(ConfigError {
+                setting: "max_queued_commands",
+                given: max.to_string(),
+                allowed: "1 to 1048576",
+            });
         }
         self.max_queued_commands = max;
         Ok(self)
     }
 
-    /// After how many entries a snapshot is taken, at least 1.
+    /// After how many entries a snapshot is taken, 1 to 1,000,000,000.
     pub fn with_snapshot_after_entries(mut self, entries: u64) -> Result<Self, ConfigError> {
-        if entries == 0 {
-            return Err(ConfigError { setting: "snapshot_after_entries", given: "0".into(), allowed: "at least 1" });
+        if entries == 0 || entries > MAX_SNAPSHOT_AFTER_ENTRIES {
+            let (setting, allowed) = ("snapshot_after_entries", "1 to 1000000000");
+            return Err(ConfigError { setting, given: entries.to_string(), allowed });
         }
         self.snapshot_after_entries = entries;
         Ok(self)
@@ -114,6 +134,13 @@ impl GroupConfig {
         self.snapshot_after_entries
     }
 
+    /// Whether a replica that runs with `self` has to start again for all of `agreed` to hold: openraft keeps these for
+    /// as long as it runs.
+    pub(crate) fn needs_restart_for(&self, agreed: &Self) -> bool {
+        let fixed = |config: &Self| (config.heartbeat, config.election(), config.snapshot_after_entries);
+        fixed(self) != fixed(agreed)
+    }
+
     pub(crate) fn to_openraft(&self, group: &str) -> openraft::Config {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
         openraft::Config {
@@ -142,6 +169,11 @@ impl GroupConfig {
     }
 }
 
+/// A silence beyond this is no election timeout but a mistake in the unit.
+const LONGEST_ELECTION: Duration = Duration::from_secs(3_600);
+const MAX_COMMAND_BYTES: usize = 4 << 20;
+const MAX_QUEUED_COMMANDS: usize = 1 << 20;
+const MAX_SNAPSHOT_AFTER_ENTRIES: u64 = 1_000_000_000;
 /// How long one snapshot may take to be sent and installed.
 pub(crate) const INSTALL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ENTRIES_PER_APPEND: u64 = 1_024;
@@ -163,7 +195,24 @@ mod tests {
         assert!(config().with_max_command_bytes(0).is_err());
         assert!(config().with_max_command_bytes((4 << 20) + 1).is_err());
         assert!(config().with_max_queued_commands(0).is_err());
+        assert!(config().with_max_queued_commands(usize::MAX).is_err());
         assert!(config().with_snapshot_after_entries(0).is_err());
+        assert!(config().with_snapshot_after_entries(u64::MAX).is_err());
+        assert!(config().with_timing(Duration::from_micros(1_500), ms(150), ms(300)).is_err());
+        assert!(config().with_timing(Duration::MAX, Duration::MAX, Duration::MAX).is_err());
         assert!(config().to_openraft("g").validate().is_ok());
+    }
+
+    #[test]
+    fn openraft_takes_what_is_at_the_borders() {
+        let ms = Duration::from_millis;
+        let longest = GroupConfig::default().with_timing(ms(1_799_999), ms(3_599_999), LONGEST_ELECTION).unwrap();
+        let shortest = GroupConfig::default().with_timing(ms(1), ms(2), ms(3)).unwrap();
+        for config in [longest, shortest] {
+            for entries in [1, MAX_SNAPSHOT_AFTER_ENTRIES] {
+                let config = config.clone().with_snapshot_after_entries(entries).unwrap();
+                assert!(config.to_openraft("g").validate().is_ok(), "{config:?}");
+            }
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::command::{Command, CommandId};
+use crate::command::{Command, CommandId, Recipient};
+use crate::config::{ENCODING_VERSION, GroupConfig};
 use crate::value::{LogTime, Value};
 use crate::wire::{WireError, decode, encode};
 
@@ -14,7 +15,8 @@ pub fn encode_command<V: Value>(
     key_hash: u32,
 ) -> Result<Bytes, WireError> {
     let payload = Bytes::from_owner(encode(command)?);
-    Ok(Command { id, schema: V::VERSION, stamp: LogTime::default(), key_hash, payload }.encode().freeze())
+    let (to, stamp) = (Recipient::Value, LogTime::default());
+    Ok(Command { id, to, schema: V::VERSION, stamp, key_hash, payload }.encode().freeze())
 }
 
 /// Encodes a command as the older `version` of the value reads it; `None` where that cannot be said in that version
@@ -26,7 +28,14 @@ pub fn encode_command_as<V: Value>(
     key_hash: u32,
 ) -> Option<Bytes> {
     let payload = Bytes::from(V::downgrade_command(version, command)?);
-    Some(Command { id, schema: version, stamp: LogTime::default(), key_hash, payload }.encode().freeze())
+    let (to, stamp) = (Recipient::Value, LogTime::default());
+    Some(Command { id, to, schema: version, stamp, key_hash, payload }.encode().freeze())
+}
+
+/// Encodes a change of a group's settings, which runs once. Its reply is empty.
+pub fn encode_config_change(config: &GroupConfig, id: CommandId) -> Bytes {
+    let (id, to, stamp, payload) = (Some(id), Recipient::Group, LogTime::default(), config.encode());
+    Command { id, to, schema: ENCODING_VERSION, stamp, key_hash: 0, payload }.encode().freeze()
 }
 
 /// Decodes a command's reply.

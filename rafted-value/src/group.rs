@@ -7,6 +7,7 @@
 //! ```
 
 mod changes;
+mod settings;
 mod seeing;
 mod answering;
 
@@ -24,7 +25,7 @@ pub(crate) use self::changes::Changed;
 use self::changes::Succession;
 use crate::any_value::ValueFactory;
 use crate::change;
-use crate::command::Command;
+use crate::command::{self, Command, HEADER_BYTES};
 use crate::compactor;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
@@ -46,7 +47,7 @@ use crate::snapshot::ReadError as SnapshotError;
 use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::{Running, Store};
 use crate::transport::{Body, BoxFuture, Handler, Transport};
-use crate::value::{Context, UpgradeError, Value};
+use crate::value::{Context, Value};
 
 /// Queries that may wait for a round at one replica; one more waits outside.
 const MAX_QUEUED_QUERIES: usize = 16_384;
@@ -62,7 +63,7 @@ pub struct ReplicaSpec {
     pub replica: ReplicaId,
     /// The cluster.
     pub cluster: ClusterTag,
-    /// The group's settings.
+    /// The settings to start with; the group's own, where it has agreed on some, take their place.
     pub config: GroupConfig,
     /// Whether its members form the group among themselves, without a fleet that places them.
     pub is_alone: bool,
@@ -83,7 +84,10 @@ struct Inner {
     raft: Raft,
     shared: Arc<Shared>,
     installer: Installer,
-    proposals: mpsc::Sender<Proposal>,
+    /// What openraft's core runs with.
+    core_config: GroupConfig,
+    /// Each holds its room of `limits`, which bounds them.
+    proposals: mpsc::UnboundedSender<Proposal>,
     limits: Limits,
     reads: mpsc::Sender<Read>,
     freshness: Arc<Freshness>,
@@ -113,7 +117,7 @@ impl UntypedReplica {
         let Some(running) = store.claim(spec.replica) else {
             return Err(StartError::Running { group, replica: spec.replica });
         };
-        let shared = Shared::new(group.clone(), factory, store.clock().clone());
+        let shared = Shared::new(group.clone(), factory, store.clock().clone(), spec.config.clone());
         let hook = hook_runner::prepare(&shared);
         let snapshots = store.snapshots_of(spec.replica);
         let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.threads().clone());
@@ -132,16 +136,17 @@ impl UntypedReplica {
             // Found before the core runs: once it does, it can only stop.
             let next = *opening.applied_count().borrow();
             match readable::log(opening.factory(), &wal, replica, next) {
-                Ok(None) => Ok(machine),
-                Ok(Some(error)) => Err(StartError::Unreadable { group: name, reason: error.to_string() }),
+                Ok(Ok(settings)) => Ok((machine, settings)),
+                Ok(Err(error)) => Err(StartError::Unreadable { group: name, reason: error.to_string() }),
                 Err(error) => Err(damaged(name, &error)),
             }
         };
         let opened = store.threads().run(open).await;
-        let machine =
+        let (machine, logged) =
             opened.map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })??;
-        let config = spec
-            .config
+        // Settings at the end of the log may not be committed; of what openraft keeps of them, none can do harm.
+        let core_config = logged.unwrap_or_else(|| GroupConfig::clone(&shared.config()));
+        let config = core_config
             .to_openraft(&group)
             .validate()
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
@@ -158,8 +163,8 @@ impl UntypedReplica {
             .await
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
         let installer = Installer { group: spec.group.clone(), raft: raft.clone(), shared: shared.clone(), snapshots };
-        let (proposals, proposal_queue) = mpsc::channel(spec.config.max_queued_commands());
-        let limits = Limits::new(spec.config.max_queued_commands());
+        let (proposals, proposal_queue) = mpsc::unbounded_channel();
+        let limits = Limits::new();
         let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
         let heard_at = u64::try_from(store.clock().monotonic().as_micros()).unwrap_or(u64::MAX);
         let mut tasks = JoinSet::new();
@@ -192,6 +197,7 @@ impl UntypedReplica {
                 raft,
                 shared,
                 installer,
+                core_config,
                 proposals,
                 limits,
                 reads,
@@ -241,8 +247,11 @@ impl UntypedReplica {
     /// Proposes an encoded command; only the leader takes it. The reply comes once it is durable on a majority
     /// and applied here.
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Bytes, ProposeError> {
-        let max_bytes = self.inner.spec.config.max_command_bytes();
-        if command.len() > max_bytes + crate::command::HEADER_BYTES {
+        let config = self.inner.shared.config();
+        let max_bytes = config.max_command_bytes();
+        let is_short = command.len() <= max_bytes.saturating_add(HEADER_BYTES);
+        // Settings are short enough, or malformed: they must get through whatever the settings are.
+        if !is_short && command::schema(&command).is_some() {
             return Err(refused(NotHappened::TooLarge { bytes: command.len(), max_bytes }));
         }
         // Refused here, above openraft, whose core ends on any storage error.
@@ -251,33 +260,19 @@ impl UntypedReplica {
         }
         let malformed = |error: String| refused(NotHappened::Malformed(error));
         let decoded = Command::decode(command.clone()).map_err(|error| malformed(error.to_string()))?;
-        // A command that a replica cannot read would stop it: it must not get into the log.
-        let factory = self.inner.shared.factory();
-        factory.can_read(decoded.schema, &decoded.payload).map_err(|error| match error {
-            UpgradeError::UnknownVersion { found: version, .. } if version > factory.version() => {
-                refused(NotHappened::VersionNotReadable {
-                    group: self.inner.spec.group.clone(),
-                    version,
-                    readable: Some(factory.version()),
-                    lagging: vec![self.inner.store.node().name],
-                })
-            }
-            error => malformed(format!("this node cannot read the command: {error}")),
-        })?;
+        self.check_readable(&decoded)?;
         let group = || self.inner.spec.group.clone();
         let overloaded = || {
-            let queued = self.inner.spec.config.max_queued_commands();
+            let queued = config.max_queued_commands();
             refused(NotHappened::Overloaded { group: group(), queued })
         };
-        let room = self.inner.limits.take(command.len()).ok_or_else(overloaded)?;
+        let room = self.inner.limits.take(command.len(), config.max_queued_commands()).ok_or_else(overloaded)?;
         let (caller, replied) = oneshot::channel();
         let proposal = Proposal { command: BytesMut::from(command), reply: Reply { caller, _room: room } };
-        self.inner.proposals.try_send(proposal).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => overloaded(),
-            mpsc::error::TrySendError::Closed(_) => {
-                refused(NotHappened::Stopped { group: group(), reason: "the replica was stopped".into() })
-            }
-        })?;
+        self.inner
+            .proposals
+            .send(proposal)
+            .map_err(|_| refused(NotHappened::Stopped { group: group(), reason: "the replica was stopped".into() }))?;
         match tokio::time::timeout(timeout, replied).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(unknown(UnknownOutcome::Interrupted("the replica stopped".into()))),

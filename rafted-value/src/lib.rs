@@ -14,8 +14,8 @@ mod caretaker;
 #[cfg(feature = "quic")]
 mod formation;
 mod client;
-mod encoding;
 mod group;
+mod encoding;
 mod membership;
 mod proposer;
 mod gathering;
@@ -44,9 +44,9 @@ mod wal;
 mod disk;
 mod command;
 mod clock;
-mod config;
 mod error;
 mod status;
+mod config;
 mod codec;
 mod transport;
 mod threads;
@@ -62,7 +62,9 @@ pub use crate::clock::{Clock, SystemClock};
 pub use crate::codec::Malformed;
 pub use crate::command::{CommandId, SessionId};
 pub use crate::config::{ConfigError, GroupConfig};
-pub use crate::encoding::{decode_answer, decode_reply, encode_command, encode_command_as, encode_query};
+pub use crate::encoding::{
+    decode_answer, decode_reply, encode_command, encode_command_as, encode_config_change, encode_query,
+};
 pub use crate::error::{
     CommandError, DeleteError, InitializeError, MembersError, MembershipError, NotHappened, QueryError, StartError,
     StoreError, UnknownOutcome,
@@ -80,8 +82,8 @@ pub use crate::reader::ReadError;
 pub use crate::recovery::{Found, PlanError, RECOVERY_TERM_STEP, RecoveryPlan, RecoveryReport, plan as plan_recovery};
 #[cfg(feature = "quic")]
 pub use crate::replica::{
-    CommandRequest, DEFAULT_MEMBERSHIP_TIMEOUT, DEFAULT_TIMEOUT, MembershipRequest, QueryRequest, Replica,
-    ReplicaBuilder,
+    CommandRequest, ConfigRequest, DEFAULT_MEMBERSHIP_TIMEOUT, DEFAULT_TIMEOUT, MembershipRequest, QueryRequest,
+    Replica, ReplicaBuilder,
 };
 pub use crate::rpc::{ClusterTag, Envelope, peek};
 pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN};

@@ -8,6 +8,8 @@
 //!
 //! User code never runs on the threads of raft and network, and never under `catch_unwind`'s absence.
 
+mod agreed;
+
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
@@ -16,9 +18,11 @@ use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
+use self::agreed::Agreed;
 use crate::any_value::{AnyValue, CommandFault, ValueFactory};
 use crate::clock::{Clock, next_stamp};
-use crate::command::Command;
+use crate::command::{Command, Recipient};
+use crate::config::{GroupConfig, UnreadableConfig};
 use crate::hook::{Call, HookQueue, ReadValue};
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::runtime::watch;
@@ -47,6 +51,8 @@ pub(crate) struct State {
     applied: Option<LogId>,
     membership: StoredMembership,
     log_time: LogTime,
+    /// What the group has agreed on, if it has.
+    config: Option<GroupConfig>,
 }
 
 /// The last applied stamp, and the monotonic clock at that moment. It has a lock of its own, which is never held
@@ -64,6 +70,7 @@ pub(crate) struct Shared {
     clock: Arc<dyn Clock>,
     state: RwLock<State>,
     last_stamp: Mutex<LastStamp>,
+    agreed: Agreed,
     /// As the sessions say; a copy that is never locked for long.
     version_in_use: Mutex<Option<u32>>,
     /// One above the last applied index, 0 before the first.
@@ -73,13 +80,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(group: String, factory: ValueFactory, clock: Arc<dyn Clock>) -> Arc<Self> {
+    /// Nothing is applied; `config` holds until the group's own settings are.
+    pub(crate) fn new(group: String, factory: ValueFactory, clock: Arc<dyn Clock>, config: GroupConfig) -> Arc<Self> {
         let state = State {
             value: factory.create(),
             sessions: Sessions::default(),
             applied: None,
             membership: StoredMembership::default(),
             log_time: LogTime::default(),
+            config: None,
         };
         let last_stamp = LastStamp { log_time: LogTime::default(), at: clock.monotonic() };
         Arc::new(Self {
@@ -88,6 +97,7 @@ impl Shared {
             clock,
             state: RwLock::new(state),
             last_stamp: Mutex::new(last_stamp),
+            agreed: Agreed::new(config),
             version_in_use: Mutex::new(None),
             applied: watch::Sender::new(0),
             hooks: OnceLock::new(),
@@ -120,6 +130,11 @@ impl Shared {
 
     pub(crate) fn factory(&self) -> &ValueFactory {
         &self.factory
+    }
+
+    /// The settings that hold, as far as this replica has applied.
+    pub(crate) fn config(&self) -> Arc<GroupConfig> {
+        self.agreed.now()
     }
 
     pub(crate) fn next_stamp(&self) -> LogTime {
@@ -206,13 +221,13 @@ impl Shared {
     }
 
     fn apply_command(&self, state: &mut State, at: LogId, command: Command) -> io::Result<Applied> {
-        let (term, index) = (**at.committed_leader_id(), at.index);
+        let index = at.index;
         if command.stamp > state.log_time {
             state.log_time = command.stamp;
             self.remember_stamp(command.stamp);
         }
         let now = state.log_time;
-        if state.sessions.version_in_use() < Some(command.schema) {
+        if command.to == Recipient::Value && state.sessions.version_in_use() < Some(command.schema) {
             state.sessions.use_version(command.schema);
             self.remember_version(state);
         }
@@ -224,6 +239,19 @@ impl Shared {
                 Verdict::Expired => return Ok(Applied::Expired),
             }
         }
+        let applied = match command.to {
+            Recipient::Value => self.run(state, at, &command)?,
+            Recipient::Group => self.agree(state, index, &command)?,
+        };
+        if let Some(id) = &command.id {
+            state.sessions.record(id, command.key_hash, applied.to_kept());
+        }
+        Ok(applied)
+    }
+
+    /// A command of the user.
+    fn run(&self, state: &mut State, at: LogId, command: &Command) -> io::Result<Applied> {
+        let (term, index, now) = (**at.committed_leader_id(), at.index, state.log_time);
         let context = Context::new(now, index, self.factory.environment());
         let applied = match state.value.command(&context, command.schema, &command.payload) {
             Ok(reply) => Applied::Reply(reply),
@@ -241,14 +269,29 @@ impl Shared {
         if let (Some(hooks), Applied::Reply(reply)) = (self.hooks.get(), &applied)
             && hooks.leads() == term
         {
-            let Command { schema, payload, .. } = &command;
+            let Command { schema, payload, .. } = command;
             let (command, reply) = (payload.clone(), reply.clone());
             hooks.push(Call::Applied { term, index, log_time: now, schema: *schema, command, reply });
         }
-        if let Some(id) = &command.id {
-            state.sessions.record(id, command.key_hash, applied.to_kept());
-        }
         Ok(applied)
+    }
+
+    /// New settings. What is wrong with them is wrong at every replica; of another version, it may be wrong at this one
+    /// alone.
+    fn agree(&self, state: &mut State, index: u64, command: &Command) -> io::Result<Applied> {
+        match GroupConfig::decode(command.schema, &command.payload) {
+            Ok(config) => {
+                tracing::info!(group = %self.group, index, ?config, "the group has new settings");
+                self.agreed.follow(Some(&config));
+                state.config = Some(config);
+                Ok(Applied::Reply(Bytes::new()))
+            }
+            Err(error @ UnreadableConfig::Version(_)) => {
+                tracing::error!(group = %self.group, index, %error, "the replica stops at settings it cannot read");
+                Err(io::Error::new(io::ErrorKind::InvalidData, format!("entry {index}: {error}")))
+            }
+            Err(error) => Ok(Applied::Failed(error.to_string())),
+        }
     }
 
     /// What a bug would do, which a simulation must notice.
@@ -264,6 +307,7 @@ impl Shared {
             meta: SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() },
             log_time: state.log_time,
             sessions: state.sessions.clone(),
+            config: state.config.clone(),
             value: state.value.freeze(),
         }
     }
@@ -276,9 +320,11 @@ impl Shared {
             applied: content.meta.last_log_id,
             membership: content.meta.last_membership,
             log_time: content.log_time,
+            config: content.config,
         };
         let applied = next.applied.map_or(0, |id| id.index + 1);
         self.remember_version(&next);
+        self.agreed.follow(next.config.as_ref());
         let old = std::mem::replace(&mut *self.write(), next);
         self.remember_stamp(content.log_time);
         self.applied.send_replace(applied);

@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -56,20 +57,29 @@ pub(crate) struct Reply {
 
 impl Reply {
     fn send(self, outcome: Result<Bytes, ProposeError>) {
+        let Self { caller, _room: room } = self;
+        // Before the caller hears of it, who may ask again at once.
+        drop(room);
         // The caller may have given up.
-        let _ = self.caller.send(outcome);
+        let _ = caller.send(outcome);
     }
 }
 
 /// A command's share of what may be under way, in number and bytes; given back when it is dropped.
 pub(crate) struct Room {
-    _count: OwnedSemaphorePermit,
+    under_way: Arc<AtomicUsize>,
     _bytes: OwnedSemaphorePermit,
 }
 
-/// What may be under way at one replica, from the call to the reply.
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What may be under way at one replica, from the call to the reply. How many may is said with each: it can change.
 pub(crate) struct Limits {
-    count: Arc<Semaphore>,
+    under_way: Arc<AtomicUsize>,
     bytes: Arc<Semaphore>,
 }
 
@@ -77,22 +87,27 @@ pub(crate) struct Limits {
 const MAX_BYTES_UNDER_WAY: usize = 64 << 20;
 
 impl Limits {
-    pub(crate) fn new(max_commands: usize) -> Self {
-        let count = Arc::new(Semaphore::new(max_commands.min(Semaphore::MAX_PERMITS)));
-        Self { count, bytes: Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY)) }
+    pub(crate) fn new() -> Self {
+        Self { under_way: Arc::default(), bytes: Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY)) }
     }
 
-    /// Room for a command of so many bytes, if there is any.
-    pub(crate) fn take(&self, bytes: usize) -> Option<Room> {
+    /// Room for a command of so many bytes, if there is any and at most so many others are under way.
+    pub(crate) fn take(&self, bytes: usize, max_commands: usize) -> Option<Room> {
         let bytes = u32::try_from(bytes).ok()?;
-        let count = self.count.clone().try_acquire_owned().ok()?;
         let bytes = self.bytes.clone().try_acquire_many_owned(bytes).ok()?;
-        Some(Room { _count: count, _bytes: bytes })
+        let one_more = |count: usize| (count < max_commands).then(|| count + 1);
+        self.under_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        Some(Room { under_way: self.under_way.clone(), _bytes: bytes })
     }
 }
 
 /// Runs until the queue's senders are gone.
-pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, mut roster: Roster, mut queue: mpsc::Receiver<Proposal>) {
+pub(crate) async fn run(
+    raft: Raft,
+    shared: Arc<Shared>,
+    mut roster: Roster,
+    mut queue: mpsc::UnboundedReceiver<Proposal>,
+) {
     let mut batch = Vec::new();
     let mut in_flight = FuturesUnordered::new();
     // When the first of the batch came, and when it has waited long enough.
@@ -148,14 +163,14 @@ async fn propose(
 /// Refuses what some member may not be able to read.
 async fn refuse_unreadable(raft: &Raft, shared: &Shared, roster: &mut Roster, batch: &mut Vec<Proposal>) {
     let in_use = shared.version_in_use();
-    let mut versions: Vec<u32> = batch.iter().map(|proposal| command::schema(&proposal.command)).collect();
+    let mut versions: Vec<u32> = batch.iter().filter_map(|proposal| command::schema(&proposal.command)).collect();
     versions.sort_unstable();
     versions.dedup();
     // Whoever does not lead appends nothing, and says so more to the point.
     versions.retain(|version| in_use.is_none_or(|in_use| *version > in_use) && raft.is_leader());
     for version in versions {
         let Err(refusal) = roster.admit(version, in_use, shared.monotonic()).await else { continue };
-        let of_version = |proposal: &Proposal| command::schema(&proposal.command) == version;
+        let of_version = |proposal: &Proposal| command::schema(&proposal.command) == Some(version);
         let (refused, admitted): (Vec<_>, Vec<_>) = std::mem::take(batch).into_iter().partition(of_version);
         *batch = admitted;
         for proposal in refused {

@@ -6,7 +6,8 @@ use std::io;
 use bytes::Bytes;
 
 use crate::any_value::ValueFactory;
-use crate::command::Command;
+use crate::command::{Command, Recipient};
+use crate::config::{GroupConfig, UnreadableConfig};
 use crate::openraft_types::command_of;
 use crate::value::UpgradeError;
 use crate::wal::Wal;
@@ -16,7 +17,15 @@ use crate::wal::Wal;
 #[error("the command at index {index} cannot be read: {error}")]
 pub(crate) struct Unreadable {
     index: u64,
-    error: UpgradeError,
+    error: UnreadableCommand,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum UnreadableCommand {
+    #[error("{0}")]
+    ToValue(#[from] UpgradeError),
+    #[error("{0}")]
+    ToGroup(#[from] UnreadableConfig),
 }
 
 /// How much of the log is read at once.
@@ -24,19 +33,41 @@ const STEP_BYTES: usize = 1 << 20;
 
 /// Judges an entry's payload. What is no command of any version fails alike on every replica, and is none of this.
 pub(crate) fn entry(factory: &ValueFactory, index: u64, payload: &Bytes) -> Result<(), Unreadable> {
-    let Some(command) = command_of(payload).and_then(|bytes| Command::decode(bytes).ok()) else { return Ok(()) };
-    factory.can_read(command.schema, &command.payload).map_err(|error| Unreadable { index, error })
+    settings_in(factory, payload).map(drop).map_err(|error| Unreadable { index, error })
 }
 
-/// Judges all of a replica's log from `next` on; reads it, so not on a thread of the network.
-pub(crate) fn log(factory: &ValueFactory, wal: &Wal, replica: u64, mut next: u64) -> io::Result<Option<Unreadable>> {
+/// Judges all of a replica's log from `next` on, and gives out the last settings in it, committed or not; reads it, so
+/// not on a thread of the network.
+pub(crate) fn log(
+    factory: &ValueFactory,
+    wal: &Wal,
+    replica: u64,
+    mut next: u64,
+) -> io::Result<Result<Option<GroupConfig>, Unreadable>> {
+    let mut settings = None;
     loop {
         let entries = wal.read(replica, next..u64::MAX, STEP_BYTES)?;
-        let Some(last) = entries.last() else { return Ok(None) };
+        let Some(last) = entries.last() else { return Ok(Ok(settings)) };
         next = last.index + 1;
-        let mut judged = entries.iter().map(|found| entry(factory, found.index, &found.payload));
-        if let Some(Err(unreadable)) = judged.find(Result::is_err) {
-            return Ok(Some(unreadable));
+        for found in &entries {
+            match settings_in(factory, &found.payload) {
+                Ok(newer) => settings = newer.or(settings),
+                Err(error) => return Ok(Err(Unreadable { index: found.index, error })),
+            }
         }
+    }
+}
+
+/// Judges an entry, and gives out the settings, if it has some.
+fn settings_in(factory: &ValueFactory, payload: &Bytes) -> Result<Option<GroupConfig>, UnreadableCommand> {
+    let Some(command) = command_of(payload).and_then(|bytes| Command::decode(bytes).ok()) else { return Ok(None) };
+    match command.to {
+        Recipient::Value => Ok(factory.can_read(command.schema, &command.payload).map(|()| None)?),
+        Recipient::Group => match GroupConfig::decode(command.schema, &command.payload) {
+            Ok(settings) => Ok(Some(settings)),
+            Err(error @ UnreadableConfig::Version(_)) => Err(error.into()),
+            // They fail alike on every replica.
+            Err(UnreadableConfig::Malformed(_) | UnreadableConfig::Invalid(_)) => Ok(None),
+        },
     }
 }

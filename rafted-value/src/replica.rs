@@ -1,6 +1,7 @@
 //! A replicated value by itself: one group, whose members come and go; typed commands and queries from any member.
 
 mod members;
+mod settings;
 mod route;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 
 pub use self::members::{DEFAULT_MEMBERSHIP_TIMEOUT, MembershipRequest};
 use self::route::MemberRoute;
+pub use self::settings::ConfigRequest;
 use crate::any_value::ValueFactory;
 use crate::caretaker::Caretaker;
 use crate::client::{GroupClient, Route};
@@ -211,7 +213,7 @@ impl<V: Value> ReplicaBuilder<V> {
         self
     }
 
-    /// Replaces the default settings.
+    /// Replaces the default settings, until the group has agreed on others: see [`Replica::change_config`].
     pub fn config(mut self, config: GroupConfig) -> Self {
         self.config = config;
         self

@@ -39,6 +39,7 @@ pub(crate) use self::traffic::Traffic;
 use crate::any_value::{AnyValue, ValueFactory};
 use crate::clock::SystemClock;
 use crate::codec::{Reader, Writer};
+use crate::config::GroupConfig;
 use crate::disk::Disk;
 use crate::openraft_types::SnapshotMeta;
 use crate::pieces::{PieceError, PieceSink, PieceSource};
@@ -64,6 +65,8 @@ pub(crate) struct Content {
     pub(crate) meta: SnapshotMeta,
     pub(crate) log_time: LogTime,
     pub(crate) sessions: Sessions,
+    /// The settings that the group has agreed on, if it has.
+    pub(crate) config: Option<GroupConfig>,
     pub(crate) value: Box<dyn AnyValue>,
 }
 
@@ -125,7 +128,8 @@ impl Content {
     fn write(&self, id: u64, spool: Spool) -> io::Result<Spool> {
         let mut frames = FrameWriter::begin(spool, id)?;
         let (version, version_in_use) = (self.value.version(), self.sessions.version_in_use());
-        let head = Head { version, log_time: self.log_time, version_in_use, meta: self.meta.clone() };
+        let (log_time, meta, config) = (self.log_time, self.meta.clone(), self.config.clone());
+        let head = Head { version, log_time, version_in_use, config, meta };
         frames.piece(Kind::Head, &head.encode())?;
         self.sessions.write_pieces(|piece| frames.piece(Kind::Sessions, piece))?;
         let mut sink = ValueSink { frames, failed: None };
@@ -144,7 +148,7 @@ impl Content {
         let malformed = |error: crate::codec::Malformed| ReadError::Damaged(error.to_string());
         let mut buffer = AlignedVec::new();
         frames.piece(Kind::Head, &mut buffer)?;
-        let Head { version, log_time, version_in_use, meta } = Head::decode(&buffer).map_err(malformed)?;
+        let Head { version, log_time, version_in_use, config, meta } = Head::decode(&buffer).map_err(malformed)?;
         let mut sessions = Sessions::default();
         if let Some(version) = version_in_use {
             sessions.use_version(version);
@@ -162,7 +166,7 @@ impl Content {
         }
         let value = value.map_err(ReadError::Unreadable)?;
         source.frames.end()?;
-        Ok(Self { meta, log_time, sessions, value })
+        Ok(Self { meta, log_time, sessions, config, value })
     }
 }
 

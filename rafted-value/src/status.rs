@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::codec::{Malformed, Reader, Writer};
+use crate::config::GroupConfig;
 
 /// A replica's id in its group: random, non-zero, minted for each creation of a replica and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -187,6 +188,12 @@ pub struct Status {
     /// On a leader: the other replicas that have not answered for a while, and how long that is; without a time,
     /// one has not answered since this replica leads.
     pub unresponsive: BTreeMap<ReplicaId, Option<Duration>>,
+    /// The settings of the group, as far as this replica has applied; before the group has agreed on any, those with
+    /// which this replica was started.
+    pub config: GroupConfig,
+    /// Whether part of these settings (the timing, the distance of snapshots) holds here only once this replica starts
+    /// again.
+    pub config_awaits_restart: bool,
 }
 
 impl Status {

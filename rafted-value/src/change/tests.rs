@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::config::GroupConfig;
 use crate::status::{LogPosition, Members, Role};
 
 const LAST: u64 = 5_000;
@@ -35,6 +36,8 @@ fn group(voters: u64) -> Status {
         applied: None,
         snapshot: None,
         unresponsive: BTreeMap::new(),
+        config: GroupConfig::default(),
+        config_awaits_restart: false,
     }
 }
 

@@ -8,6 +8,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant, ServerState};
 
 use super::UntypedReplica;
+use crate::config::GroupConfig;
 use crate::openraft_types::Types;
 use crate::openraft_types::{members_of, position};
 use crate::status::{ReplicaId, Role, Status};
@@ -24,8 +25,9 @@ impl UntypedReplica {
     pub fn status(&self) -> Status {
         let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
         let members = members_of(&metrics.membership_config, &metrics.committed_membership_config);
-        let limit = (self.inner.spec.config.election().1 * SILENCE_IN_ELECTIONS).max(MIN_SILENCE);
+        let limit = (self.inner.core_config.election().1 * SILENCE_IN_ELECTIONS).max(MIN_SILENCE);
         let role = if self.inner.removed.load(Ordering::Acquire) { Role::Removed } else { role(&metrics, limit) };
+        let config = self.inner.shared.config();
         let matched = metrics
             .replication
             .iter()
@@ -42,6 +44,8 @@ impl UntypedReplica {
             snapshot: metrics.snapshot.map(position),
             matched: matched.collect(),
             unresponsive: unresponsive(&metrics, limit),
+            config_awaits_restart: self.inner.core_config.needs_restart_for(&config),
+            config: GroupConfig::clone(&config),
         }
     }
 }

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use super::*;
+use crate::command::Recipient;
+use crate::config::ENCODING_VERSION;
 use crate::openraft_types::{log_id, vote};
 use crate::rpc::{Envelope, Request, RequestBody};
 use crate::transport::TransportError;
+use crate::value::LogTime;
 
 #[derive(Debug, Clone, PartialEq, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 struct Nothing;
@@ -131,6 +134,34 @@ async fn garbage_is_answered_and_changes_nothing() {
         let answer = Answer::decode(answer).unwrap();
         assert!(matches!(answer, Answer::NotHappened(NotHappened::Malformed(_))), "{length}: {answer:?}");
     }
+    replica.shutdown().await;
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_that_are_not_allowed_are_refused_before_they_are_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica(dir.path()).await;
+    let member = Member { name: "n1".into(), node: 1, zone: String::new(), decided_at: 0, addresses: Vec::new() };
+    replica.initialize(BTreeMap::from([(replica.spec().replica, member)])).await.unwrap();
+    let patience = Duration::from_secs(20);
+    let mut changes = replica.status_changes();
+    while replica.status().role != Role::Leader {
+        assert!(tokio::time::timeout(patience, changes.changed()).await.unwrap());
+    }
+    let (to, schema, stamp) = (Recipient::Group, ENCODING_VERSION, LogTime::default());
+    let good = GroupConfig::default().with_max_command_bytes(1).unwrap();
+    let settings = |schema, payload| Command { id: None, to, schema, stamp, key_hash: 0, payload }.encode().freeze();
+    replica.propose(settings(schema, good.encode()), patience).await.unwrap();
+    let logged = replica.status().last_log_index;
+    let no_queue = [&good.encode()[..32], &[0; 16]].concat();
+    let long = [&good.encode()[..], &[0; 5_000]].concat();
+    for bad in [settings(schema, no_queue.into()), settings(schema + 1, good.encode()), settings(schema, long.into())] {
+        let refused = replica.propose(bad, patience).await.unwrap_err();
+        assert!(matches!(refused, ProposeError::Command(CommandError::NotHappened(_))), "{refused:?}");
+    }
+    assert_eq!(replica.status().last_log_index, logged);
+    assert_eq!(replica.status().config, good);
     replica.shutdown().await;
     store.close().await;
 }

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::any_value::ValueFactory;
 use crate::clock::SystemClock;
+use crate::config::GroupConfig;
 use crate::disk::faulty::FaultyDisk;
 use crate::disk::{Disk, RealDisk};
 use crate::machine::{Machine, Shared};
@@ -80,7 +81,8 @@ impl Mode {
         create(&wal).await?;
         let threads = Threads::Pool(tokio::runtime::Handle::current());
         let snapshots = SnapshotStore::new(REPLICA, wal.clone(), files, threads.clone());
-        let shared = Shared::new("group".into(), ValueFactory::of::<Numbers>(None), Arc::new(SystemClock::default()));
+        let (factory, clock) = (ValueFactory::of::<Numbers>(None), Arc::new(SystemClock::default()));
+        let shared = Shared::new("group".into(), factory, clock, GroupConfig::default());
         let machine = Machine::open(shared, snapshots, threads.clone()).map_err(io::Error::other)?;
         Ok((dir, LogStore::new(wal, REPLICA, threads), machine))
     }

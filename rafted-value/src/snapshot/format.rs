@@ -4,7 +4,8 @@
 //! snapshot:  "rvsnap" 0 format | id u64 | frame ..
 //! frame:     kind u8 | more u8 | length u32 | body | checksum u32
 //! order:     head, sessions .., value .., end; nothing behind it
-//! head:      value's version u32 | log time u64 | meta
+//! head:      value's version u32 | log time u64 | version in use | settings | meta
+//! settings:  0, or 1 | their version u32 | length u32 | bytes
 //! end:       pieces u64
 //! ```
 //!
@@ -18,11 +19,12 @@ use std::io::{self, Read, Write};
 use rkyv::util::AlignedVec;
 
 use crate::codec::{Malformed, Reader, Writer};
+use crate::config::{ENCODING_VERSION, GroupConfig};
 use crate::openraft_types::SnapshotMeta;
 use crate::rpc::{read_snapshot_meta, write_snapshot_meta};
 use crate::value::LogTime;
 
-const MAGIC: [u8; 8] = *b"rvsnap\0\x02";
+const MAGIC: [u8; 8] = *b"rvsnap\0\x03";
 /// Where the format's number stands in [`MAGIC`].
 const FORMAT_AT: usize = 7;
 /// Frames are written with bodies up to this size.
@@ -54,6 +56,8 @@ pub(super) struct Head {
     pub(super) log_time: LogTime,
     /// The newest version of which a command was applied.
     pub(super) version_in_use: Option<u32>,
+    /// The settings that the group has agreed on, if it has.
+    pub(super) config: Option<GroupConfig>,
     pub(super) meta: SnapshotMeta,
 }
 
@@ -63,6 +67,10 @@ impl Head {
         writer.u32(self.version);
         writer.u64(self.log_time.as_millis());
         writer.option(self.version_in_use, Writer::u32);
+        writer.option(self.config.as_ref(), |writer, config| {
+            writer.u32(ENCODING_VERSION);
+            writer.slice(&config.encode());
+        });
         write_snapshot_meta(&mut writer, &self.meta);
         writer.into_bytes()
     }
@@ -71,9 +79,13 @@ impl Head {
         let mut reader = Reader::new(bytes::Bytes::copy_from_slice(bytes), "head of a snapshot");
         let (version, log_time) = (reader.u32()?, LogTime::from_millis(reader.u64()?));
         let version_in_use = reader.option(Reader::u32)?;
+        let config = reader.option(|reader| {
+            let (version, bytes) = (reader.u32()?, reader.slice()?);
+            GroupConfig::decode(version, &bytes).map_err(|_| Malformed("settings in the head of a snapshot"))
+        })?;
         let meta = read_snapshot_meta(&mut reader)?;
         reader.end()?;
-        Ok(Self { version, log_time, version_in_use, meta })
+        Ok(Self { version, log_time, version_in_use, config, meta })
     }
 }
 
@@ -280,7 +292,7 @@ mod tests {
     #[test]
     fn the_bytes_are_these() {
         let bytes = written(0x0102, &[(Kind::Head, b"head"), (Kind::Value, b"")]);
-        let mut golden = b"rvsnap\0\x02\x02\x01\0\0\0\0\0\0".to_vec();
+        let mut golden = b"rvsnap\0\x03\x02\x01\0\0\0\0\0\0".to_vec();
         let mut summed = golden.clone();
         let frames: [&[u8]; 3] = [b"\x01\0\x04\0\0\0head", b"\x03\0\0\0\0\0", b"\x04\0\x08\0\0\0\x02\0\0\0\0\0\0\0"];
         for frame in frames {
@@ -297,11 +309,20 @@ mod tests {
             version: 7,
             log_time: LogTime::from_millis(9),
             version_in_use: Some(5),
+            config: None,
             meta: SnapshotMeta::default(),
         };
         let bytes = head.encode();
-        assert_eq!(bytes[..], [7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]);
+        assert_eq!(bytes[..], [7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..]);
         assert_eq!(Head::decode(&bytes).unwrap(), head);
+        let agreed = Head { config: Some(GroupConfig::default()), ..head };
+        let with_settings = agreed.encode();
+        let mut golden = bytes[..17].to_vec();
+        golden.extend([1, 1, 0, 0, 0, 48, 0, 0, 0]);
+        golden.extend_from_slice(&GroupConfig::default().encode());
+        golden.extend_from_slice(&bytes[18..]);
+        assert_eq!(with_settings[..], golden[..]);
+        assert_eq!(Head::decode(&with_settings).unwrap(), agreed);
     }
 
     #[test]
@@ -342,7 +363,7 @@ mod tests {
     #[test]
     fn another_format_is_named() {
         let mut bytes = written(1, &[]);
-        bytes[FORMAT_AT] = 3;
-        assert!(read(&bytes).unwrap_err().to_string().contains("format 3"));
+        bytes[FORMAT_AT] = 9;
+        assert!(read(&bytes).unwrap_err().to_string().contains("format 9"));
     }
 }

@@ -47,7 +47,7 @@ fn content(index: u64, count: u64) -> Content {
     let mut value = factory().create();
     let numbers = crate::wire::encode(&(0..count).collect::<Vec<u64>>()).unwrap();
     value.command(&crate::value::Context::new(LogTime::default(), index, None), 1, &numbers).unwrap();
-    Content { meta, log_time: LogTime::from_millis(index), sessions: Sessions::default(), value }
+    Content { meta, log_time: LogTime::from_millis(index), sessions: Sessions::default(), config: None, value }
 }
 
 fn numbers(content: &Content) -> u64 {

@@ -12,6 +12,7 @@ mod members;
 mod membership;
 mod quic;
 mod recovery;
+mod settings;
 mod site;
 mod snapshots;
 mod stale;
