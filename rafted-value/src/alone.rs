@@ -1,5 +1,6 @@
 //! A replica by itself, for tests: a group of one on a store, without a network.
 
+mod bounded;
 mod crash;
 mod full;
 mod pinned;
@@ -59,10 +60,15 @@ impl Transport for NoNetwork {
 
 /// Creates a group of one, and waits until it leads.
 pub(crate) async fn start(store: &Store, group: &str) -> UntypedReplica {
+    start_as(store, group, GroupConfig::default(), ValueFactory::of::<Bag>(None)).await
+}
+
+/// As [`start`], with other settings and another value.
+pub(crate) async fn start_as(store: &Store, group: &str, config: GroupConfig, factory: ValueFactory) -> UntypedReplica {
     let replica = store.create_replica(group, 3, Vec::new()).await.unwrap();
     let (group, cluster) = (group.to_owned(), ClusterTag::default());
-    let spec = ReplicaSpec { group, incarnation: 3, replica, cluster, config: GroupConfig::default(), is_alone: false };
-    let started = UntypedReplica::start(store, spec, ValueFactory::of::<Bag>(None), Arc::new(NoNetwork)).await.unwrap();
+    let spec = ReplicaSpec { group, incarnation: 3, replica, cluster, config, is_alone: false };
+    let started = UntypedReplica::start(store, spec, factory, Arc::new(NoNetwork)).await.unwrap();
     started.initialize([(replica, Member::default())].into()).await.unwrap();
     let mut changes = started.status_changes();
     while started.status().role != Role::Leader {

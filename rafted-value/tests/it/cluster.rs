@@ -80,6 +80,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     pub session: ClientSession,
     dirs: Option<tempfile::TempDir>,
+    /// Nodes that keep nothing on disk, although others do.
+    without_disk: &'static [&'static str],
     config: GroupConfig,
 }
 
@@ -94,14 +96,30 @@ impl Cluster {
         Self::durable_as(names, config, ValueFactory::of::<Journal>(None)).await
     }
 
+    /// As [`Cluster::durable`], but some nodes, also of those that start later, live in memory.
+    pub async fn mixed(names: &[&str], without_disk: &'static [&'static str], config: GroupConfig) -> Self {
+        let (dirs, factory) = (Some(tempfile::tempdir().unwrap()), ValueFactory::of::<Journal>(None));
+        Self::form_with(names, dirs, without_disk, config, factory).await
+    }
+
     /// As [`Cluster::durable`], with another program's value.
     pub async fn durable_as(names: &[&str], config: GroupConfig, factory: ValueFactory) -> Self {
         Self::form(names, Some(tempfile::tempdir().unwrap()), config, factory).await
     }
 
     async fn form(names: &[&str], dirs: Option<tempfile::TempDir>, config: GroupConfig, factory: ValueFactory) -> Self {
+        Self::form_with(names, dirs, &[], config, factory).await
+    }
+
+    async fn form_with(
+        names: &[&str],
+        dirs: Option<tempfile::TempDir>,
+        without_disk: &'static [&'static str],
+        config: GroupConfig,
+        factory: ValueFactory,
+    ) -> Self {
         let session = ClientSession::random();
-        let mut cluster = Self { hub: Hub::default(), nodes: BTreeMap::new(), session, dirs, config };
+        let mut cluster = Self { hub: Hub::default(), nodes: BTreeMap::new(), session, dirs, without_disk, config };
         for name in names {
             cluster.start_as(name, factory.clone()).await.unwrap();
         }
@@ -117,7 +135,7 @@ impl Cluster {
     }
 
     pub fn dir(&self, name: &str) -> Option<PathBuf> {
-        self.dirs.as_ref().map(|dirs| dirs.path().join(name))
+        self.dirs.as_ref().filter(|_| !self.without_disk.contains(&name)).map(|dirs| dirs.path().join(name))
     }
 
     /// Starts a node, with what its directory holds.

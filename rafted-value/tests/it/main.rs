@@ -8,6 +8,7 @@ mod group;
 mod hooks;
 mod hub;
 mod identity;
+mod logs;
 mod members;
 mod membership;
 mod quic;
