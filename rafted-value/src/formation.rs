@@ -17,6 +17,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::change::Change;
 use crate::client::GroupClient;
 use crate::error::MembershipError;
@@ -83,24 +85,37 @@ pub(crate) struct Formation {
 }
 
 impl Formation {
-    /// Ends once this replica is a member.
+    /// Ends once this replica is a member, also if it is none any more: whoever was let in and removed must not ask to be
+    /// let in again.
     pub(crate) async fn run(self) {
         let mut pause = FIRST_PAUSE;
         let mut rounds_initialized = 0;
-        while !self.is_member() {
+        let mut changes = self.replica.status_changes();
+        let mut was_admitted = false;
+        while !self.is_over(&mut was_admitted) {
             match self.entrance {
                 Entrance::Founding { is_initiator } => self.form(is_initiator, &mut rounds_initialized).await,
                 Entrance::Joining => self.ask_to_join().await,
                 Entrance::Waiting => {}
             }
-            tokio::time::sleep(pause.mul_f64(crate::runtime::random_range(0.5..1.0))).await;
+            // Every change is looked at: a member that votes may be removed before the pause is over.
+            let end = Instant::now() + pause.mul_f64(crate::runtime::random_range(0.5..1.0));
+            while let Ok(is_running) = tokio::time::timeout_at(end, changes.changed()).await {
+                if !is_running || self.is_over(&mut was_admitted) {
+                    return;
+                }
+            }
             pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 
-    fn is_member(&self) -> bool {
+    /// Whether it votes, or was a member for sure and is none any more.
+    fn is_over(&self, was_admitted: &mut bool) -> bool {
         let status = self.replica.status();
-        status.members.is_voter(status.replica)
+        let is_member = status.members.replicas.contains_key(&status.replica);
+        let is_voter = status.members.is_voter(status.replica);
+        *was_admitted |= is_voter || (is_member && status.members.committed);
+        is_voter || (*was_admitted && !is_member)
     }
 
     async fn form(&self, is_initiator: bool, rounds_initialized: &mut u32) {
