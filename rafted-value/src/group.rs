@@ -429,6 +429,12 @@ impl UntypedReplica {
         Box::pin(async move { this.answer_with_body(request, body).await.encode() })
     }
 
+    /// Whether anything of the group is stored here.
+    pub(crate) fn has_log(&self) -> bool {
+        let state = self.inner.store.wal().state(self.inner.spec.replica.get()).unwrap_or_default();
+        state.last.is_some() || state.snapshot.is_some()
+    }
+
     /// Promises, durably, that this replica and no other founds the group; `false` if another was promised.
     pub(crate) async fn promise_to_found(&self) -> bool {
         let promised = self.inner.store.promise_founder(&self.inner.spec.group, self.inner.spec.replica).await;
