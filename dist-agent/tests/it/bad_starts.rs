@@ -93,10 +93,8 @@ fn a_certificate_for_another_name_or_none_is_refused() {
 
 #[test]
 fn what_is_not_there_yet_says_so() {
-    let not_yet: [&[&str]; 7] = [
+    let not_yet: [&[&str]; 5] = [
         &["node", "--name", "n1", "--config", "file"],
-        &["wal", "inspect", "dir"],
-        &["wal", "verify", "dir"],
         &["ctl", "backup", "file"],
         &["ctl", "restore", "file"],
         &["ctl", "recover", "--plan"],
