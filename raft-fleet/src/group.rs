@@ -104,7 +104,8 @@ impl<'a, V: Value> GroupCommand<'a, V> {
         let id = self.open.or(own.as_ref()).map(OpenCommand::id);
         let left = deadline.saturating_duration_since(Instant::now());
         let name = &self.group.name;
-        let reply = node.client.typed_command::<V>(name, &self.command, id, self.key_hash, left).await?;
+        let outcome = node.client.typed_command::<V>(name, &self.command, id, self.key_hash, left).await;
+        let reply = outcome.inspect_err(|error| node.session.learn_from(error, node.clock.wall()))?;
         decode_reply::<V>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
     }
 }

@@ -171,7 +171,8 @@ impl Node {
         let open = self.session.open(self.clock.wall(), timeout).await;
         let bytes = encode_command::<Cluster>(&command, Some(open.id()), 0)
             .map_err(|error| NotHappened::Malformed(error.to_string()))?;
-        let reply = self.client.command(CLUSTER_GROUP, bytes, timeout).await?;
+        let outcome = self.client.command(CLUSTER_GROUP, bytes, timeout).await;
+        let reply = outcome.inspect_err(|error| self.session.learn_from(error, self.clock.wall()))?;
         decode_reply::<Cluster>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
     }
 

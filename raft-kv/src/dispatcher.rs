@@ -99,7 +99,8 @@ impl Dispatcher {
         while let Some((group, patience)) = attempts.next(&route, hash) {
             let bytes = encode_command::<V>(command, Some(open.id()), hash.0).map_err(malformed)?;
             let mut wait = true;
-            match self.groups.command(&group, bytes, patience).await {
+            let outcome = self.groups.command(&group, bytes, patience).await;
+            match outcome.inspect_err(|error| self.session.learn_from(error, self.groups.now())) {
                 Ok(reply) => match react(decode_reply::<V>(&reply).map_err(interrupted)?) {
                     Reaction::Done(done) => return Ok(done),
                     Reaction::Moved { wait: on_its_way } => {
@@ -113,8 +114,15 @@ impl Dispatcher {
                     }
                 },
                 Err(CommandError::Failed(message)) => return Err(KvError::Failed(message)),
-                Err(CommandError::Unknown(UnknownOutcome::Expired)) => return Err(UnknownOutcome::Expired.into()),
+                Err(CommandError::Unknown(reason @ (UnknownOutcome::Expired { .. } | UnknownOutcome::ReplyGone))) => {
+                    return Err(reason.into());
+                }
                 Err(CommandError::Unknown(reason)) => attempts.maybe = Some(reason),
+                // This process's clock was wrong: the next serial has the right time.
+                Err(CommandError::NotHappened(NotHappened::TooFarAhead { .. })) if attempts.maybe.is_none() => {
+                    drop(open);
+                    open = self.open(limit).await?;
+                }
                 Err(CommandError::NotHappened(reason)) if is_transient(&reason) => {}
                 Err(CommandError::NotHappened(reason)) => return Err(attempts.refused(reason.into())),
             }

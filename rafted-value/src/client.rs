@@ -107,8 +107,8 @@ impl GroupClient {
                     return Err(maybe.map_or(CommandError::NotHappened(reason), CommandError::Unknown));
                 }
                 Outcome::Elsewhere { leader } => search.elsewhere(&node, leader),
-                Outcome::Maybe(UnknownOutcome::Expired) => {
-                    return Err(UnknownOutcome::Expired.into());
+                Outcome::Maybe(reason @ (UnknownOutcome::Expired { .. } | UnknownOutcome::ReplyGone)) => {
+                    return Err(reason.into());
                 }
                 Outcome::Maybe(reason) if !has_id => return Err(reason.into()),
                 Outcome::Maybe(reason) => {

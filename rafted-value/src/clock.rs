@@ -35,16 +35,20 @@ impl Clock for SystemClock {
     }
 }
 
-/// How far a leader's stamps may run ahead of the time that has passed since the last one was applied.
+/// How far a leader's stamps may run ahead of the time that has passed since the last one was applied, while no
+/// majority says the time.
 pub(crate) const MAX_STEP_AHEAD: Duration = Duration::from_millis(500);
 
-/// A leader's next stamp: near wall time, never below the last, and never further ahead of it than time has
-/// really passed, so that one wrong clock cannot throw a group's time far ahead.
-pub(crate) fn next_stamp(last: LogTime, wall: LogTime, since_last: Duration) -> LogTime {
-    if last == LogTime::default() {
-        return wall;
+/// A leader's next stamp. It never goes back. Where a majority's clocks agree on the time, it is that, so that no single
+/// wrong clock moves it, however long the group was down; and where the last stamp is ahead of that, it goes on at half
+/// the speed of time, so that nothing stands still. Where no majority has said the time, it is near the own wall clock,
+/// but no further ahead of the last stamp than time has really passed; and zero, "not known", if there is no last one.
+pub(crate) fn next_stamp(last: LogTime, since_last: Duration, agreed: Option<LogTime>, wall: LogTime) -> LogTime {
+    match agreed {
+        Some(agreed) => agreed.max(if agreed < last { last.saturating_add(since_last / 2) } else { last }),
+        None if last == LogTime::default() => last,
+        None => last.max(wall.min(last.saturating_add(since_last).saturating_add(MAX_STEP_AHEAD))),
     }
-    last.max(wall.min(last.saturating_add(since_last).saturating_add(MAX_STEP_AHEAD)))
 }
 
 #[cfg(test)]
@@ -52,17 +56,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stamps_follow_the_wall_but_neither_go_back_nor_leap() {
+    fn stamps_follow_a_majoritys_clocks_and_neither_go_back_nor_leap_with_one() {
         let at = LogTime::from_millis;
         let second = Duration::from_secs(1);
         let table = [
-            ("the first is the wall's", at(0), at(70_000), Duration::ZERO, at(70_000)),
-            ("the usual case", at(10_000), at(10_900), second, at(10_900)),
-            ("a clock that went back", at(10_000), at(3_000), second, at(10_000)),
-            ("a clock that leapt ahead", at(10_000), at(99_999_999), second, at(11_500)),
+            ("the first is a majority's", at(0), Some(at(70_000)), at(1), at(70_000)),
+            ("the first, without a majority, is not known", at(0), None, at(70_000), at(0)),
+            ("the usual case", at(10_000), Some(at(10_900)), at(1), at(10_900)),
+            ("after a day without commands", at(10_000), Some(at(86_410_000)), at(1), at(86_410_000)),
+            ("time that was ahead", at(10_000), Some(at(3_000)), at(99_999), at(10_500)),
+            ("a clock by itself", at(10_000), None, at(10_900), at(10_900)),
+            ("a clock by itself that went back", at(10_000), None, at(3_000), at(10_000)),
+            ("a clock by itself that leapt ahead", at(10_000), None, at(99_999_999), at(11_500)),
         ];
-        for (name, last, wall, since, expected) in table {
-            assert_eq!(next_stamp(last, wall, since), expected, "{name}");
+        for (name, last, agreed, wall, expected) in table {
+            assert_eq!(next_stamp(last, second, agreed, wall), expected, "{name}");
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::status::{LogPosition, ReplicaId};
+use crate::value::LogTime;
 
 /// Why a command has no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +88,19 @@ pub enum NotHappened {
         /// The nodes that do not read it, or have not said so.
         lagging: Vec<String>,
     },
+    /// The command's time is far ahead of the group's.
+    #[error(
+        "the command would have to be remembered until {not_after}, hours after the time of group {group}, {log_time}: the \
+         clock of the process that sent it is wrong, or its group's nodes' are"
+    )]
+    TooFarAhead {
+        /// The group.
+        group: String,
+        /// The time for the group.
+        log_time: LogTime,
+        /// Until when the command was to be remembered.
+        not_after: LogTime,
+    },
     /// A member could not prove in time that its value is young enough.
     #[error(
         "this member of group {group} could not prove within {waited:?} that it has all that was committed {max:?} \
@@ -112,8 +126,14 @@ pub enum UnknownOutcome {
     #[error("no reply within {0:?}")]
     Timeout(Duration),
     /// It is past the time up to which the group remembers whether it ran.
-    #[error("its session has expired in the group")]
-    Expired,
+    #[error("its session has expired in the group, whose time is {log_time:?}")]
+    Expired {
+        /// The time for the group, where it has said so: see [`ClientSession::learn_from`](crate::ClientSession::learn_from).
+        log_time: Option<LogTime>,
+    },
+    /// It ran before, and its reply was too much to keep.
+    #[error("it ran before, and its reply is no longer kept; read what became of it")]
+    ReplyGone,
     /// The replica stopped after it had taken the command.
     #[error("{0}")]
     Interrupted(String),

@@ -183,7 +183,7 @@ impl UntypedReplica {
             group,
             transport,
         };
-        let roster = Roster::new(peers.clone());
+        let roster = Roster::new(peers.clone(), shared.clone());
         runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), roster, proposal_queue));
         let freshness = Arc::new(Freshness::default());
         runtime::spawn_on(&mut tasks, freshness::run(peers, reads.clone(), shared.clone(), freshness.clone()));

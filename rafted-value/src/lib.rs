@@ -40,6 +40,7 @@ mod rpc;
 mod change;
 mod openraft_types;
 mod session;
+mod sessions;
 mod wal;
 mod disk;
 mod command;
@@ -86,7 +87,9 @@ pub use crate::replica::{
     Replica, ReplicaBuilder,
 };
 pub use crate::rpc::{ClusterTag, Envelope, peek};
-pub use crate::session::{ClientSession, MAX_OPEN_SERIALS, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN};
+pub use crate::session::{
+    ClientSession, MAX_OPEN_SERIALS, MAX_REPEATABLE, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN,
+};
 pub use crate::snapshot::SnapshotLimits;
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
 pub use crate::store::{NodeIdentity, Recovered, RecoveryError, Store, StoredReplica};

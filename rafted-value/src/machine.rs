@@ -26,7 +26,7 @@ use crate::config::{GroupConfig, UnreadableConfig};
 use crate::hook::{Call, HookQueue, ReadValue};
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::runtime::watch;
-use crate::session::{Sessions, Verdict};
+use crate::sessions::{Sessions, Verdict};
 use crate::snapshot::{Content, ReadError, SnapshotBody, SnapshotStore};
 use crate::threads::Threads;
 use crate::value::{Context, LogTime};
@@ -137,9 +137,16 @@ impl Shared {
         self.agreed.now()
     }
 
-    pub(crate) fn next_stamp(&self) -> LogTime {
+    /// This node's wall clock.
+    pub(crate) fn wall(&self) -> LogTime {
+        self.clock.wall()
+    }
+
+    /// A leader's stamp for commands that it proposes now; `agreed` is the time by a majority's clocks.
+    pub(crate) fn next_stamp(&self, agreed: Option<LogTime>) -> LogTime {
         let last = *self.last_stamp.lock().unwrap_or_else(PoisonError::into_inner);
-        next_stamp(last.log_time, self.clock.wall(), self.clock.monotonic().saturating_sub(last.at))
+        let since_last = self.clock.monotonic().saturating_sub(last.at);
+        next_stamp(last.log_time, since_last, agreed, self.clock.wall())
     }
 
     /// The newest version of which a command was applied, if any was.
@@ -235,8 +242,10 @@ impl Shared {
         if let Some(id) = &command.id {
             match state.sessions.judge(id, now) {
                 Verdict::Run => {}
-                Verdict::Ran(kept) => return Ok(Applied::from_kept(kept)),
-                Verdict::Expired => return Ok(Applied::Expired),
+                Verdict::Ran(kept) => return Ok(kept.map_or(Applied::ReplyGone, Applied::from_kept)),
+                Verdict::Expired => return Ok(Applied::Expired { log_time: now }),
+                Verdict::TooFarAhead => return Ok(Applied::TooFarAhead { log_time: now, not_after: id.not_after }),
+                Verdict::Crowded => return Ok(Applied::Crowded),
             }
         }
         let applied = match command.to {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Reader, Writer};
 use crate::status::{LogPosition, Member, Members, ReplicaId};
+use crate::value::LogTime;
 
 openraft::declare_raft_types!(
     /// The concrete type config.
@@ -52,7 +53,21 @@ pub(crate) enum Applied {
     /// The encoded reply, and the entry's index.
     Reply(Bytes),
     /// Past its `not_after`, or at or below its session's low-water mark: whether it ran before is not known.
-    Expired,
+    Expired {
+        /// The time for the group.
+        log_time: LogTime,
+    },
+    /// It ran before, and its reply was not kept.
+    ReplyGone,
+    /// It did not run: what it asks to be remembered for is too long.
+    TooFarAhead {
+        /// The time for the group.
+        log_time: LogTime,
+        /// The command's.
+        not_after: LogTime,
+    },
+    /// It did not run: too many commands are remembered.
+    Crowded,
     /// The user's code panicked, or the command's bytes are not of the value's type.
     Failed(String),
 }
@@ -66,7 +81,7 @@ impl Applied {
         let (kind, bytes) = match self {
             Self::Reply(reply) => (KEPT_REPLY, &reply[..]),
             Self::Failed(message) => (KEPT_FAILURE, message.as_bytes()),
-            Self::Nothing | Self::Expired => (KEPT_REPLY, &[][..]),
+            _ => (KEPT_REPLY, &[][..]),
         };
         let mut writer = Writer::with_capacity(1 + bytes.len());
         writer.u8(kind);
@@ -79,7 +94,7 @@ impl Applied {
         match kept.first() {
             Some(&KEPT_REPLY) => Self::Reply(kept.slice(1..)),
             Some(_) => Self::Failed(String::from_utf8_lossy(&kept[1..]).into_owned()),
-            None => Self::Expired,
+            None => Self::ReplyGone,
         }
     }
 }

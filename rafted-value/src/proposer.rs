@@ -14,12 +14,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::command;
-use crate::error::{CommandError, UnknownOutcome};
+use crate::error::{CommandError, NotHappened, UnknownOutcome};
 use crate::gathering;
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::{Applied, EntryData, Types};
 use crate::roster::Roster;
+use crate::sessions::MAX_REMEMBERED;
 use crate::status::{Member, ReplicaId};
+use crate::value::LogTime;
 
 /// Commands in one message to openraft's core.
 const MAX_BATCH: usize = 1_024;
@@ -142,17 +144,19 @@ pub(crate) async fn run(
 /// Hands a batch to openraft; answers with what delivers its replies.
 async fn propose(
     raft: &Raft,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     roster: &mut Roster,
     batch: &mut Vec<Proposal>,
 ) -> Option<impl Future<Output = ()> + use<>> {
     refuse_unreadable(raft, shared, roster, batch).await;
-    let (commands, replies) = stamped(shared, batch);
+    // Whoever does not lead appends nothing, and need not know the time.
+    let time = if raft.is_leader() { roster.time().await } else { None };
+    let (commands, replies) = stamped(shared, time, batch);
     if commands.is_empty() {
         return None;
     }
     match raft.client_write_many(commands).await {
-        Ok(results) => Some(deliver(results, replies)),
+        Ok(results) => Some(deliver(shared.clone(), results, replies)),
         Err(fatal) => {
             stopped(&fatal, replies);
             None
@@ -169,18 +173,18 @@ async fn refuse_unreadable(raft: &Raft, shared: &Shared, roster: &mut Roster, ba
     // Whoever does not lead appends nothing, and says so more to the point.
     versions.retain(|version| in_use.is_none_or(|in_use| *version > in_use) && raft.is_leader());
     for version in versions {
-        let Err(refusal) = roster.admit(version, in_use, shared.monotonic()).await else { continue };
+        let Err(refusal) = roster.admit(version, in_use).await else { continue };
         let of_version = |proposal: &Proposal| command::schema(&proposal.command) == Some(version);
         let (refused, admitted): (Vec<_>, Vec<_>) = std::mem::take(batch).into_iter().partition(of_version);
         *batch = admitted;
         for proposal in refused {
-            proposal.reply.send(Err(CommandError::NotHappened(refusal.clone()).into()));
+            proposal.reply.send(Err(not_happened(refusal.clone())));
         }
     }
 }
 
-fn stamped(shared: &Shared, batch: &mut Vec<Proposal>) -> (Vec<EntryData>, Vec<Reply>) {
-    let now = shared.next_stamp();
+fn stamped(shared: &Shared, time: Option<LogTime>, batch: &mut Vec<Proposal>) -> (Vec<EntryData>, Vec<Reply>) {
+    let now = shared.next_stamp(time);
     batch
         .drain(..)
         // A caller that has given up before its command was appended: it need not run.
@@ -193,13 +197,14 @@ fn stamped(shared: &Shared, batch: &mut Vec<Proposal>) -> (Vec<EntryData>, Vec<R
 }
 
 async fn deliver(
+    shared: Arc<Shared>,
     mut results: impl futures_util::Stream<Item = Result<WriteResult<Types>, Fatal<Types>>> + Unpin,
     replies: Vec<Reply>,
 ) {
     let mut replies = replies.into_iter();
     while let Some(reply) = replies.next() {
         let outcome = match results.next().await {
-            Some(Ok(Ok(written))) => outcome_of(written.response),
+            Some(Ok(Ok(written))) => outcome_of(&shared, written.response),
             Some(Ok(Err(error))) => Err(refused(error)),
             Some(Err(fatal)) => {
                 reply.send(Err(interrupted(&fatal)));
@@ -211,11 +216,19 @@ async fn deliver(
     }
 }
 
-fn outcome_of(applied: Applied) -> Result<Bytes, ProposeError> {
+fn outcome_of(shared: &Shared, applied: Applied) -> Result<Bytes, ProposeError> {
     match applied {
         Applied::Reply(reply) => Ok(reply),
         Applied::Nothing => Ok(Bytes::new()),
-        Applied::Expired => Err(unknown(UnknownOutcome::Expired)),
+        Applied::Expired { log_time } => Err(unknown(UnknownOutcome::Expired { log_time: Some(log_time) })),
+        Applied::ReplyGone => Err(unknown(UnknownOutcome::ReplyGone)),
+        Applied::TooFarAhead { log_time, not_after } => {
+            Err(not_happened(NotHappened::TooFarAhead { group: shared.group().to_owned(), log_time, not_after }))
+        }
+        Applied::Crowded => {
+            let (group, queued) = (shared.group().to_owned(), MAX_REMEMBERED);
+            Err(not_happened(NotHappened::Overloaded { group, queued }))
+        }
         Applied::Failed(message) => Err(CommandError::Failed(message).into()),
     }
 }
@@ -228,6 +241,10 @@ fn refused(error: ClientWriteError<Types>) -> ProposeError {
         }
         other => unknown(UnknownOutcome::Interrupted(other.to_string())),
     }
+}
+
+fn not_happened(reason: NotHappened) -> ProposeError {
+    CommandError::NotHappened(reason).into()
 }
 
 fn unknown(reason: UnknownOutcome) -> ProposeError {

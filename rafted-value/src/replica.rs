@@ -359,9 +359,18 @@ impl<V: Value> CommandRequest<V> {
     async fn run(self) -> Result<V::Reply, CommandError> {
         let inner = &self.replica.inner;
         inner.check_member()?;
-        let open = inner.session.open(inner.clock.wall(), self.timeout).await;
-        let reply =
-            inner.client.typed_command::<V>(&inner.group, &self.command, Some(open.id()), 0, self.timeout).await?;
+        let started = tokio::time::Instant::now();
+        let mut is_first = true;
+        let reply = loop {
+            let left = self.timeout.saturating_sub(started.elapsed());
+            let open = inner.session.open(inner.clock.wall(), left).await;
+            let outcome = inner.client.typed_command::<V>(&inner.group, &self.command, Some(open.id()), 0, left).await;
+            match outcome.inspect_err(|error| inner.session.learn_from(error, inner.clock.wall())) {
+                // It did not run, and the next serial has the right time.
+                Err(CommandError::NotHappened(NotHappened::TooFarAhead { .. })) if is_first => is_first = false,
+                outcome => break outcome?,
+            }
+        };
         decode_reply::<V>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
     }
 }

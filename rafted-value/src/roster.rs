@@ -1,5 +1,6 @@
-//! What the leader knows of the members' programs, so that no member ever finds a command in its log that it cannot
-//! read.
+//! What the leader knows of the members' programs and clocks.
+//!
+//! No member ever finds a command in its log that it cannot read:
 //!
 //! ```text
 //! a command of a version that is in use already ----------------> proposed
@@ -12,83 +13,193 @@
 //! "In use" is state: the newest version of which a command was applied, so that a member which is down does not hold
 //! up what everybody reads. A member may be given an older program after it was asked: it then refuses the entries that
 //! it cannot read (`readable.rs`), and neither stops nor differs.
+//!
+//! And no wrong clock moves the group's time: a leader's stamps follow the middle one of the clocks of a majority.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::error::NotHappened;
+use crate::machine::Shared;
 use crate::peers::Peers;
 use crate::rpc::{Answer, RequestBody};
+use crate::status::{Member, ReplicaId};
+use crate::value::LogTime;
 
-/// How long the members may take to say what they read.
+/// How long the members may take to answer.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// How long what they said is not asked again.
-const MAX_AGE: Duration = Duration::from_secs(1);
+/// How long the others may take, where a majority is enough and has answered.
+const GRACE: Duration = Duration::from_millis(20);
+/// How long what they said of their programs is not asked again.
+const MAX_AGE_OF_VERSIONS: Duration = Duration::from_secs(1);
+/// How long what they said of their clocks is used.
+const MAX_AGE_OF_CLOCKS: Duration = Duration::from_secs(10);
+/// A clock that is further off than this is worth a warning.
+const WARN_OFF: Duration = Duration::from_secs(10);
 
-/// What the members said when they were last asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Round {
-    /// By the own monotonic clock, before they were asked.
-    asked_at: Duration,
-    /// The name of each other member, and the newest version that it reads, if it answered.
-    others: Vec<(String, Option<u32>)>,
+/// What a member said of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    /// The newest version that its program reads.
+    newest: u32,
+    /// Its wall time when this node's monotonic clock stood at zero, in milliseconds: it may lie before the epoch.
+    wall_at_zero: i64,
 }
 
-/// Asks the members, and judges commands.
+/// What the other members said when they were last asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Round {
+    /// By the own monotonic clock, before they were asked.
+    asked_at: Duration,
+    /// Whether all were waited for.
+    is_complete: bool,
+    /// The name of each other member, and what it said, if it answered.
+    others: Vec<(String, Option<Said>)>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Enough {
+    /// All answers, or the end of the patience.
+    Everyone,
+    /// A majority with this member, and whoever else is about as fast.
+    Majority,
+}
+
+/// Asks the members, judges commands, and tells the time.
 pub(crate) struct Roster {
     peers: Peers,
+    shared: Arc<Shared>,
     latest: Option<Round>,
+    is_off: bool,
 }
 
 impl Roster {
-    pub(crate) fn new(peers: Peers) -> Self {
-        Self { peers, latest: None }
+    pub(crate) fn new(peers: Peers, shared: Arc<Shared>) -> Self {
+        Self { peers, shared, latest: None, is_off: false }
     }
 
     /// Whether a command of this version may be proposed; `in_use` is the newest one that the state has seen, if any.
     /// Asks the members where that is not known, which takes a round trip, at most once in a while.
-    pub(crate) async fn admit(&mut self, version: u32, in_use: Option<u32>, now: Duration) -> Result<(), NotHappened> {
+    pub(crate) async fn admit(&mut self, version: u32, in_use: Option<u32>) -> Result<(), NotHappened> {
         if in_use.is_some_and(|in_use| version <= in_use) {
             return Ok(());
         }
-        let round = match self.latest.take() {
-            Some(round) if now.saturating_sub(round.asked_at) < MAX_AGE => round,
-            _ => self.ask(now).await,
+        let round = match self.young(MAX_AGE_OF_VERSIONS).filter(|round| round.is_complete) {
+            Some(round) => round,
+            None => self.ask(Enough::Everyone).await,
         };
-        let verdict = judge(&self.peers.group, version, in_use, &round.others);
-        self.latest = Some(round);
-        verdict
+        judge(&self.peers.group, version, in_use, &round.others)
     }
 
-    async fn ask(&self, asked_at: Duration) -> Round {
-        let ask = |(id, member)| async move {
-            let answer = self.peers.ask(id, &member, RequestBody::Versions, PATIENCE).await;
-            let newest = match answer {
-                Some(Answer::Versions { newest }) => Some(newest),
-                _ => None,
-            };
-            (member.name, newest)
+    /// The time by the clocks of a majority; `None` while no majority says its own. Asks now and then.
+    pub(crate) async fn time(&mut self) -> Option<LogTime> {
+        let round = match self.young(MAX_AGE_OF_CLOCKS) {
+            Some(round) => round,
+            None => self.ask(Enough::Majority).await,
         };
-        let asking: FuturesUnordered<_> = self.peers.others().into_iter().map(ask).collect();
-        let mut others: Vec<_> = asking.collect().await;
-        others.sort();
-        Round { asked_at, others }
+        let (zero, own) = (millis(self.shared.monotonic()), self.shared.wall());
+        let said = round.others.iter().map(|(_, said)| said.map(|said| said.wall_at_zero.saturating_add(zero)));
+        let agreed = middle(own, said);
+        self.warn(own, agreed);
+        agreed
+    }
+
+    fn young(&self, max_age: Duration) -> Option<Round> {
+        let now = self.shared.monotonic();
+        self.latest.clone().filter(|round| now.saturating_sub(round.asked_at) < max_age)
+    }
+
+    async fn ask(&mut self, enough: Enough) -> Round {
+        let asked_at = self.shared.monotonic();
+        let members = self.peers.others();
+        // With this member, a majority of all.
+        let needed = members.len().div_ceil(2);
+        let mut others: Vec<_> = members.iter().map(|(_, member)| (member.name.clone(), None)).collect();
+        let asking = members.iter().enumerate().map(|(at, (id, member))| self.ask_one(at, *id, member));
+        let mut asking: FuturesUnordered<_> = asking.collect();
+        let mut patience = Box::pin(tokio::time::sleep(PATIENCE));
+        let mut answers = 0;
+        loop {
+            tokio::select! {
+                biased;
+                answer = asking.next() => match answer {
+                    None => break,
+                    Some((_, None)) => {}
+                    Some((at, said)) => {
+                        others[at].1 = said;
+                        answers += 1;
+                        if enough == Enough::Majority && answers == needed {
+                            patience = Box::pin(tokio::time::sleep(GRACE));
+                        }
+                    }
+                },
+                () = &mut patience => break,
+            }
+        }
+        let is_complete = enough == Enough::Everyone || asking.is_empty();
+        drop(asking);
+        let round = Round { asked_at, is_complete, others };
+        self.latest = Some(round.clone());
+        round
+    }
+
+    async fn ask_one(&self, at: usize, id: ReplicaId, member: &Member) -> (usize, Option<Said>) {
+        let before = self.shared.monotonic();
+        let answer = self.peers.ask(id, member, RequestBody::Facts, PATIENCE).await;
+        let middle = (before + self.shared.monotonic()) / 2;
+        let said = match answer {
+            Some(Answer::Facts { newest, wall }) => {
+                let wall = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
+                Some(Said { newest, wall_at_zero: wall.saturating_sub(millis(middle)) })
+            }
+            _ => None,
+        };
+        (at, said)
+    }
+
+    fn warn(&mut self, own: LogTime, agreed: Option<LogTime>) {
+        let Some(agreed) = agreed else { return };
+        let off = Duration::from_millis(own.as_millis().abs_diff(agreed.as_millis()));
+        let is_off = off > WARN_OFF;
+        if is_off && !self.is_off {
+            let group = &self.peers.group;
+            tracing::warn!(%group, ?off, "this node's clock is far from its peers'; log time follows theirs");
+        }
+        self.is_off = is_off;
     }
 }
 
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The middle one of the clocks, if a majority says its own; of two middle ones the earlier, since time cannot go back.
+fn middle(own: LogTime, others: impl ExactSizeIterator<Item = Option<i64>>) -> Option<LogTime> {
+    let members = others.len() + 1;
+    let own = i64::try_from(own.as_millis()).unwrap_or(i64::MAX);
+    let mut clocks: Vec<i64> = others.flatten().chain([own]).collect();
+    if clocks.len() * 2 <= members {
+        return None;
+    }
+    clocks.sort_unstable();
+    let middle = clocks.get((clocks.len() - 1) / 2)?;
+    Some(LogTime::from_millis(u64::try_from(*middle).unwrap_or(0)))
+}
+
 /// The rule of the header. The own program reads the version: that was judged before.
-fn judge(group: &str, version: u32, in_use: Option<u32>, others: &[(String, Option<u32>)]) -> Result<(), NotHappened> {
-    let lags = |newest: &Option<u32>| match newest {
-        Some(newest) => *newest < version,
+fn judge(group: &str, version: u32, in_use: Option<u32>, others: &[(String, Option<Said>)]) -> Result<(), NotHappened> {
+    let lags = |said: &Option<Said>| match said {
+        Some(said) => said.newest < version,
         None => in_use.is_some(),
     };
-    let lagging: Vec<String> = others.iter().filter(|(_, newest)| lags(newest)).map(|(name, _)| name.clone()).collect();
+    let lagging: Vec<String> = others.iter().filter(|(_, said)| lags(said)).map(|(name, _)| name.clone()).collect();
     if lagging.is_empty() {
         return Ok(());
     }
-    let everyone: Option<Vec<u32>> = others.iter().map(|(_, newest)| *newest).collect();
+    let everyone: Option<Vec<u32>> = others.iter().map(|(_, said)| said.map(|said| said.newest)).collect();
     let readable = everyone.and_then(|newest| newest.into_iter().min()).max(in_use);
     Err(NotHappened::VersionNotReadable { group: group.to_owned(), version, readable, lagging })
 }
@@ -102,8 +213,8 @@ mod tests {
         let everyone = [("n1", Some(2)), ("n2", Some(2))];
         let one_lags = [("n1", Some(2)), ("n2", Some(1))];
         let one_is_down = [("n1", Some(2)), ("n2", None)];
-        type Said<'a> = &'a [(&'a str, Option<u32>)];
-        type Row<'a> = (&'a str, Said<'a>, Option<u32>, Result<(), (Option<u32>, &'a str)>);
+        type Newest<'a> = &'a [(&'a str, Option<u32>)];
+        type Row<'a> = (&'a str, Newest<'a>, Option<u32>, Result<(), (Option<u32>, &'a str)>);
         let table: [Row<'_>; 6] = [
             ("everyone reads it", &everyone, Some(1), Ok(())),
             ("one member does not", &one_lags, Some(1), Err((Some(1), "n2"))),
@@ -113,7 +224,8 @@ mod tests {
             ("a group of one", &[], Some(1), Ok(())),
         ];
         for (name, others, in_use, expected) in table {
-            let others: Vec<_> = others.iter().map(|(name, newest)| ((*name).to_owned(), *newest)).collect();
+            let said = |newest: Option<u32>| newest.map(|newest| Said { newest, wall_at_zero: 0 });
+            let others: Vec<_> = others.iter().map(|(name, newest)| ((*name).to_owned(), said(*newest))).collect();
             let expected = expected.map_err(|(readable, lagging)| NotHappened::VersionNotReadable {
                 group: "g".into(),
                 version: 2,
@@ -121,6 +233,24 @@ mod tests {
                 lagging: vec![lagging.to_owned()],
             });
             assert_eq!(judge("g", 2, in_use, &others), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_time_is_the_middle_clock_of_a_majority() {
+        const HOUR: i64 = 3_600_000;
+        let table = [
+            ("all agree", 5 * HOUR, vec![Some(5 * HOUR), Some(5 * HOUR + 1)], Some(5 * HOUR)),
+            ("the own clock is ahead", 9 * HOUR, vec![Some(5 * HOUR), Some(5 * HOUR + 1)], Some(5 * HOUR + 1)),
+            ("the own clock is behind", HOUR, vec![Some(5 * HOUR), Some(5 * HOUR + 1)], Some(5 * HOUR)),
+            ("another's is wrong", 5 * HOUR, vec![Some(-9 * HOUR), Some(5 * HOUR + 1)], Some(5 * HOUR)),
+            ("two, of which one is ahead", 9 * HOUR, vec![Some(5 * HOUR), None], Some(5 * HOUR)),
+            ("no majority says", 5 * HOUR, vec![None, None], None),
+            ("a group of one", 5 * HOUR, vec![], Some(5 * HOUR)),
+        ];
+        for (name, own, others, expected) in table {
+            let expected = expected.map(|millis| LogTime::from_millis(millis as u64));
+            assert_eq!(middle(LogTime::from_millis(own as u64), others.into_iter()), expected, "{name}");
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::openraft_types::{
     write_membership, write_vote,
 };
 use crate::status::{Member, ReplicaId};
+use crate::value::LogTime;
 
 const FORMAT: u8 = 1;
 
@@ -98,8 +99,9 @@ pub(crate) enum RequestBody {
     },
     /// For the leader: how many entries hold all that is committed now?
     ReadIndex,
-    /// Which version of the value does your program have? It reads that one's commands and those before it.
-    Versions,
+    /// Which version of the value does your program have (it reads that one's commands and those before it), and what
+    /// does your clock say?
+    Facts,
     /// Who are you, and do you know members? From the founder, it also asks for the promise that nobody else founds.
     Hello {
         founder: bool,
@@ -166,8 +168,9 @@ pub(crate) enum Answer {
     ReadIndex {
         entries: u64,
     },
-    Versions {
+    Facts {
         newest: u32,
+        wall: LogTime,
     },
     Hello {
         replica: u64,
@@ -299,7 +302,7 @@ impl RequestBody {
                 writer.raw(query);
             }
             Self::ReadIndex => writer.u8(21),
-            Self::Versions => writer.u8(22),
+            Self::Facts => writer.u8(22),
             Self::Hello { founder } => {
                 writer.u8(9);
                 writer.u8(u8::from(*founder));
@@ -354,7 +357,7 @@ impl RequestBody {
                 return Ok(Self::QueryWithStaleness { max, query: reader.rest() });
             }
             21 => Self::ReadIndex,
-            22 => Self::Versions,
+            22 => Self::Facts,
             9 => Self::Hello { founder: read_bool(&mut reader)? },
             10 => {
                 let within = read_duration(&mut reader)?;
@@ -464,9 +467,10 @@ impl Answer {
                 writer.u8(20);
                 writer.u64(*entries);
             }
-            Self::Versions { newest } => {
+            Self::Facts { newest, wall } => {
                 writer.u8(21);
                 writer.u32(*newest);
+                writer.u64(wall.as_millis());
             }
             Self::Hello { replica, node, incarnation, initialized } => {
                 writer.u8(11);
@@ -548,7 +552,7 @@ impl Answer {
                 initialized: read_bool(&mut reader)?,
             },
             20 => Self::ReadIndex { entries: reader.u64()? },
-            21 => Self::Versions { newest: reader.u32()? },
+            21 => Self::Facts { newest: reader.u32()?, wall: LogTime::from_millis(reader.u64()?) },
             12 => Self::Done,
             13 => Self::WrongReplica,
             14 => Self::NotLeader { leader: reader.option(|reader| Ok((reader.u64()?, Member::read(reader)?)))? },
@@ -606,6 +610,12 @@ fn write_not_happened(writer: &mut Writer, reason: &NotHappened) {
             writer.length(lagging.len());
             lagging.iter().for_each(|name| writer.str(name));
         }
+        NotHappened::TooFarAhead { group, log_time, not_after } => {
+            writer.u8(22);
+            writer.str(group);
+            writer.u64(log_time.as_millis());
+            writer.u64(not_after.as_millis());
+        }
         NotHappened::Stale { group, max, waited } => {
             writer.u8(20);
             writer.str(group);
@@ -623,6 +633,11 @@ fn read_not_happened(reader: &mut Reader) -> Result<NotHappened, Malformed> {
         4 => NotHappened::Stopped { group: reader.string()?, reason: reader.string()? },
         5 => NotHappened::Malformed(reader.string()?),
         6 => NotHappened::DiskFull { group: reader.string()? },
+        22 => NotHappened::TooFarAhead {
+            group: reader.string()?,
+            log_time: LogTime::from_millis(reader.u64()?),
+            not_after: LogTime::from_millis(reader.u64()?),
+        },
         21 => {
             let (group, version) = (reader.string()?, reader.u32()?);
             let readable = reader.option(Reader::u32)?;
@@ -645,7 +660,11 @@ fn write_unknown(writer: &mut Writer, reason: &UnknownOutcome) {
             writer.u8(1);
             write_duration(writer, *waited);
         }
-        UnknownOutcome::Expired => writer.u8(2),
+        UnknownOutcome::Expired { log_time } => {
+            writer.u8(2);
+            writer.option(*log_time, |writer, log_time| writer.u64(log_time.as_millis()));
+        }
+        UnknownOutcome::ReplyGone => writer.u8(4),
         UnknownOutcome::Interrupted(message) => {
             writer.u8(3);
             writer.str(message);
@@ -656,7 +675,8 @@ fn write_unknown(writer: &mut Writer, reason: &UnknownOutcome) {
 fn read_unknown(reader: &mut Reader) -> Result<UnknownOutcome, Malformed> {
     Ok(match reader.u8()? {
         1 => UnknownOutcome::Timeout(read_duration(reader)?),
-        2 => UnknownOutcome::Expired,
+        2 => UnknownOutcome::Expired { log_time: reader.option(|reader| Ok(LogTime::from_millis(reader.u64()?)))? },
+        4 => UnknownOutcome::ReplyGone,
         3 => UnknownOutcome::Interrupted(reader.string()?),
         _ => return Err(reader.malformed()),
     })

@@ -1,23 +1,15 @@
-//! Exactly once (Raft dissertation, section 6.3). The replicated half is pure: which serials of which
-//! session ran, and what they answered. The client's half hands out serials and says which are closed.
-//!
-//! ```text
-//!             serial <= low water -------------> expired        (its caller was told the outcome, or that it is unknown)
-//! command --> a record of the serial ----------> the kept reply (it ran before)
-//!             log time > not_after ------------> expired
-//!             else ----------------------------> run, keep a record until log time passes not_after
-//! ```
+//! Exactly once (Raft dissertation, section 6.3), the client's half: hands out serials, says which are closed, and until
+//! when a command may be repeated. The replicated half is `sessions.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::codec::{Malformed, Reader, Writer};
 use crate::command::{CommandId, SessionId};
+use crate::error::{CommandError, NotHappened, UnknownOutcome};
 use crate::value::LogTime;
 
 /// Commands of one client process that may be open at once; one more waits.
@@ -26,181 +18,12 @@ pub const MAX_OPEN_SERIALS: usize = 4_096;
 /// How far the newest serial may be ahead of the oldest open one.
 pub const MAX_SERIAL_WINDOW: u64 = 65_536;
 
+/// A command may be repeated for this long, however long its caller waits; later it is refused as unknown.
+pub const MAX_REPEATABLE: Duration = Duration::from_secs(3_600);
+
 /// How long past a command's deadline the state remembers that it ran. It covers the difference between the
 /// client's clock and log time.
 pub const RECORD_MARGIN: Duration = Duration::from_secs(60);
-
-/// What the sessions say of a command before it runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// It has not run: run it, then [`Sessions::record`].
-    Run,
-    /// It ran before, and this was its reply.
-    Ran(Bytes),
-    /// Whether it ran is no longer known; it must not run now.
-    Expired,
-}
-
-/// The replicated half.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Sessions {
-    sessions: BTreeMap<SessionId, Session>,
-    /// When records and sessions are forgotten; a session stands here with the serial `u64::MAX`.
-    expiry: BTreeSet<(LogTime, SessionId, u64)>,
-    /// The newest version of which a command was applied: every member reads it, or is known to lag.
-    version_in_use: Option<u32>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Session {
-    low_water: u64,
-    /// The latest `not_after` seen: until then the low-water mark must be remembered.
-    until: LogTime,
-    records: BTreeMap<u64, Record>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Record {
-    not_after: LogTime,
-    key_hash: u32,
-    reply: Bytes,
-}
-
-/// Sessions are written into a snapshot in pieces of about this size.
-const PIECE_BYTES: usize = 64 << 10;
-
-const SESSION_ITSELF: u64 = u64::MAX;
-
-impl Sessions {
-    /// Judges a command at log time `now`, and forgets what its low-water mark closes.
-    pub(crate) fn judge(&mut self, id: &CommandId, now: LogTime) -> Verdict {
-        if id.serial == SESSION_ITSELF || id.serial <= id.low_water {
-            return Verdict::Expired;
-        }
-        if let Some(session) = self.sessions.get(&id.session) {
-            if id.serial <= session.low_water {
-                return Verdict::Expired;
-            }
-            if let Some(record) = session.records.get(&id.serial) {
-                let reply = record.reply.clone();
-                self.raise_low_water(id);
-                return Verdict::Ran(reply);
-            }
-        }
-        if now > id.not_after {
-            return Verdict::Expired;
-        }
-        self.raise_low_water(id);
-        Verdict::Run
-    }
-
-    /// The newest version of which a command was applied, if any was.
-    pub(crate) fn version_in_use(&self) -> Option<u32> {
-        self.version_in_use
-    }
-
-    /// A command of this version is applied.
-    pub(crate) fn use_version(&mut self, version: u32) {
-        self.version_in_use = self.version_in_use.max(Some(version));
-    }
-
-    /// Remembers that the command ran.
-    pub(crate) fn record(&mut self, id: &CommandId, key_hash: u32, reply: Bytes) {
-        let session = self.sessions.entry(id.session).or_insert_with(|| Session {
-            low_water: id.low_water,
-            until: LogTime::default(),
-            records: BTreeMap::new(),
-        });
-        if id.not_after > session.until || session.until == LogTime::default() {
-            self.expiry.remove(&(session.until, id.session, SESSION_ITSELF));
-            session.until = id.not_after;
-            self.expiry.insert((session.until, id.session, SESSION_ITSELF));
-        }
-        session.records.insert(id.serial, Record { not_after: id.not_after, key_hash, reply });
-        self.expiry.insert((id.not_after, id.session, id.serial));
-    }
-
-    /// Forgets what `now` has passed. Cheap when there is nothing to forget.
-    pub(crate) fn expire(&mut self, now: LogTime) {
-        while let Some(&(at, id, serial)) = self.expiry.first() {
-            if at >= now {
-                return;
-            }
-            self.expiry.pop_first();
-            if serial == SESSION_ITSELF {
-                self.sessions.remove(&id);
-            } else if let Some(session) = self.sessions.get_mut(&id) {
-                session.records.remove(&serial);
-            }
-        }
-    }
-
-    fn raise_low_water(&mut self, id: &CommandId) {
-        let Some(session) = self.sessions.get_mut(&id.session) else {
-            return;
-        };
-        if id.low_water <= session.low_water {
-            return;
-        }
-        session.low_water = id.low_water;
-        while let Some(entry) = session.records.first_entry() {
-            if *entry.key() > id.low_water {
-                break;
-            }
-            let (serial, record) = entry.remove_entry();
-            self.expiry.remove(&(record.not_after, id.session, serial));
-        }
-    }
-
-    /// Writes them in pieces, each of whole sessions: some [`PIECE_BYTES`], or one session that is larger.
-    pub(crate) fn write_pieces(&self, mut put: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut writer = Writer::default();
-        for (id, session) in &self.sessions {
-            writer.u128(id.0);
-            writer.u64(session.low_water);
-            writer.u64(session.until.as_millis());
-            writer.length(session.records.len());
-            for (serial, record) in &session.records {
-                writer.u64(*serial);
-                writer.u64(record.not_after.as_millis());
-                writer.u32(record.key_hash);
-                writer.slice(&record.reply);
-            }
-            if writer.len() >= PIECE_BYTES {
-                put(&std::mem::take(&mut writer).into_bytes())?;
-            }
-        }
-        if writer.len() == 0 { Ok(()) } else { put(&writer.into_bytes()) }
-    }
-
-    /// Reads one piece, in addition to those before it.
-    pub(crate) fn read_piece(&mut self, piece: &[u8]) -> Result<(), Malformed> {
-        let mut reader = Reader::new(Bytes::copy_from_slice(piece), "sessions of a snapshot");
-        while !reader.is_empty() {
-            let id = SessionId(reader.u128()?);
-            let low_water = reader.u64()?;
-            let until = LogTime::from_millis(reader.u64()?);
-            self.expiry.insert((until, id, SESSION_ITSELF));
-            let mut records = BTreeMap::new();
-            for _ in 0..reader.count(24)? {
-                let serial = reader.u64()?;
-                let not_after = LogTime::from_millis(reader.u64()?);
-                let key_hash = reader.u32()?;
-                // Copied: a slice would keep the whole piece in memory.
-                let reply = Bytes::copy_from_slice(&reader.slice()?);
-                self.expiry.insert((not_after, id, serial));
-                records.insert(serial, Record { not_after, key_hash, reply });
-            }
-            self.sessions.insert(id, Session { low_water, until, records });
-        }
-        Ok(())
-    }
-
-    #[cfg(test)]
-    pub(crate) fn record_count(&self) -> usize {
-        self.sessions.values().map(|session| session.records.len()).sum()
-    }
-}
 
 /// The client's half: one per process, shared by all groups it talks to.
 #[derive(Debug, Clone)]
@@ -215,6 +38,8 @@ struct Inner {
     slots: Arc<Semaphore>,
     /// A serial was closed.
     closed: Notify,
+    /// How far log time is ahead of this process's clock, in milliseconds, as far as a group has said.
+    ahead: AtomicI64,
 }
 
 #[derive(Debug, Default)]
@@ -242,7 +67,15 @@ impl ClientSession {
     /// A session with a given id, which no other process may ever use.
     pub fn with_id(id: SessionId) -> Self {
         let slots = Arc::new(Semaphore::new(MAX_OPEN_SERIALS));
-        Self { inner: Arc::new(Inner { id, open: Mutex::default(), slots, closed: Notify::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                id,
+                open: Mutex::default(),
+                slots,
+                closed: Notify::new(),
+                ahead: AtomicI64::new(0),
+            }),
+        }
     }
 
     /// Opens a serial for a command that its caller gives up `timeout` after `now`. Waits while
@@ -264,9 +97,26 @@ impl ClientSession {
             closed.await;
         };
         // The time that passed here is the caller's, not the command's.
-        let not_after = now.saturating_add(started.elapsed()).saturating_add(timeout).saturating_add(RECORD_MARGIN);
+        let repeatable = started.elapsed().saturating_add(timeout.min(MAX_REPEATABLE)).saturating_add(RECORD_MARGIN);
+        let not_after = self.corrected(now).saturating_add(repeatable);
         let id = CommandId { session: self.inner.id, serial, low_water, not_after };
         OpenCommand { id, session: self.inner.clone(), _slot: slot }
+    }
+
+    /// Learns from a refusal what time it is for the groups: this process's clock, which stood at `now`, was wrong. The
+    /// next command has the right time.
+    pub fn learn_from(&self, error: &CommandError, now: LogTime) {
+        let log_time = match error {
+            CommandError::NotHappened(NotHappened::TooFarAhead { log_time, .. })
+            | CommandError::Unknown(UnknownOutcome::Expired { log_time: Some(log_time) }) => log_time,
+            _ => return,
+        };
+        let signed = |time: LogTime| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        self.inner.ahead.store(signed(*log_time).saturating_sub(signed(now)), Ordering::Relaxed);
+    }
+
+    fn corrected(&self, now: LogTime) -> LogTime {
+        LogTime::from_millis(now.as_millis().saturating_add_signed(self.inner.ahead.load(Ordering::Relaxed)))
     }
 
     fn try_open(&self) -> Option<(u64, u64)> {
@@ -307,73 +157,8 @@ impl Drop for OpenCommand {
 mod tests {
     use super::*;
 
-    fn id(serial: u64, low_water: u64, not_after: u64) -> CommandId {
-        CommandId { session: SessionId(9), serial, low_water, not_after: LogTime::from_millis(not_after) }
-    }
-
     fn at(millis: u64) -> LogTime {
         LogTime::from_millis(millis)
-    }
-
-    fn run(sessions: &mut Sessions, id: CommandId, now: u64) -> Verdict {
-        let verdict = sessions.judge(&id, at(now));
-        if verdict == Verdict::Run {
-            sessions.record(&id, 0, Bytes::from(format!("reply {}", id.serial)));
-        }
-        verdict
-    }
-
-    #[test]
-    fn a_repeated_serial_gets_the_first_reply_however_many_came_between() {
-        let mut sessions = Sessions::default();
-        for serial in 1..=500 {
-            assert_eq!(run(&mut sessions, id(serial, 0, 100), 1), Verdict::Run);
-        }
-        for serial in 1..=500 {
-            let reply = Bytes::from(format!("reply {serial}"));
-            assert_eq!(run(&mut sessions, id(serial, 0, 100), 2), Verdict::Ran(reply));
-        }
-    }
-
-    #[test]
-    fn nothing_at_or_below_the_low_water_mark_runs() {
-        let mut sessions = Sessions::default();
-        run(&mut sessions, id(1, 0, 100), 1);
-        run(&mut sessions, id(5, 4, 100), 1);
-        for serial in 1..=4 {
-            assert_eq!(run(&mut sessions, id(serial, 0, 100), 1), Verdict::Expired, "serial {serial}");
-        }
-        assert_eq!(sessions.record_count(), 1, "closed records are forgotten");
-    }
-
-    #[test]
-    fn a_command_past_its_time_is_refused_and_its_record_forgotten() {
-        let mut sessions = Sessions::default();
-        assert_eq!(run(&mut sessions, id(1, 0, 100), 101), Verdict::Expired);
-        assert_eq!(run(&mut sessions, id(2, 0, 100), 100), Verdict::Run);
-        sessions.expire(at(101));
-        assert_eq!(sessions, Sessions::default());
-        assert_eq!(run(&mut sessions, id(2, 0, 100), 101), Verdict::Expired, "never run a second time");
-    }
-
-    #[test]
-    fn the_low_water_mark_outlives_its_records() {
-        let mut sessions = Sessions::default();
-        run(&mut sessions, id(1, 0, 500), 1);
-        run(&mut sessions, id(2, 1, 100), 1);
-        sessions.expire(at(101));
-        assert_eq!(run(&mut sessions, id(1, 0, 500), 102), Verdict::Expired, "it ran before");
-    }
-
-    #[test]
-    fn a_snapshot_keeps_everything() {
-        let mut sessions = Sessions::default();
-        for serial in 3..40 {
-            run(&mut sessions, id(serial, serial / 2, 100 + serial), 1);
-        }
-        let mut again = Sessions::default();
-        sessions.write_pieces(|piece| again.read_piece(piece).map_err(io::Error::other)).unwrap();
-        assert_eq!(again, sessions);
     }
 
     #[tokio::test]
@@ -388,6 +173,19 @@ mod tests {
         assert!(futures_util::poll!(&mut next).is_pending(), "the groups would remember too much");
         drop(oldest);
         assert_eq!(next.await.id().serial, MAX_SERIAL_WINDOW + 1);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_clock_is_corrected_by_what_a_group_says() {
+        let session = ClientSession::random();
+        let until = |open: OpenCommand| open.id().not_after;
+        let refused = CommandError::Unknown(UnknownOutcome::Expired { log_time: Some(at(5_000_000)) });
+        session.learn_from(&refused, at(1_000));
+        assert_eq!(until(session.open(at(1_000), Duration::ZERO).await), at(5_000_000).saturating_add(RECORD_MARGIN));
+        let refused = NotHappened::TooFarAhead { group: "g".into(), log_time: at(10), not_after: at(90) };
+        session.learn_from(&refused.into(), at(70));
+        let patient = session.open(at(80), MAX_REPEATABLE * 9).await;
+        assert_eq!(until(patient), at(20).saturating_add(MAX_REPEATABLE + RECORD_MARGIN), "for ever is not remembered");
     }
 
     #[tokio::test]

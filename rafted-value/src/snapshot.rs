@@ -45,7 +45,7 @@ use crate::openraft_types::SnapshotMeta;
 use crate::pieces::{PieceError, PieceSink, PieceSource};
 use crate::rpc::{SnapshotId, read_snapshot_meta, write_snapshot_meta};
 use crate::runtime;
-use crate::session::Sessions;
+use crate::sessions::Sessions;
 use crate::threads::Threads;
 use crate::transport::Body;
 use crate::value::{LogTime, UpgradeError};

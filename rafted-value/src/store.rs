@@ -152,6 +152,13 @@ impl Store {
         Self::open_in(Surroundings::system(), disk, dir.to_owned(), name.to_owned(), open_log)
     }
 
+    /// As [`Store::memory`], with clocks of its own, such as a test's.
+    pub fn memory_with_clock(name: &str, clock: Arc<dyn Clock>) -> Self {
+        let node = NodeFile { boot: crate::runtime::random::<u64>() >> 1, ..NodeFile::mint(name) };
+        let around = Surroundings { clock, ..Surroundings::system() };
+        Self::assemble(around, name.to_owned(), node, Wal::memory(), None)
+    }
+
     /// Opens a simulated node's directory; nothing is written until the appender is stepped.
     #[cfg(test)]
     pub(crate) fn open_simulated(

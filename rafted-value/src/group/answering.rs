@@ -69,7 +69,10 @@ impl UntypedReplica {
             RequestBody::QueryWithStaleness { max, query } => {
                 self.read_with_staleness(query, max, timeout).await.into()
             }
-            RequestBody::Versions if exact => Answer::Versions { newest: self.inner.shared.factory().version() },
+            RequestBody::Facts if exact => {
+                let shared = &self.inner.shared;
+                Answer::Facts { newest: shared.factory().version(), wall: shared.wall() }
+            }
             RequestBody::ReadIndex if exact => match freshness::index_of(&self.inner.reads, timeout).await {
                 Ok(entries) => Answer::ReadIndex { entries },
                 Err(ReadError::NotLeader { leader }) => not_leader(leader),
@@ -88,7 +91,7 @@ impl UntypedReplica {
             | RequestBody::TransferLeader { .. }
             | RequestBody::Change { .. }
             | RequestBody::ReadIndex
-            | RequestBody::Versions
+            | RequestBody::Facts
             | RequestBody::SnapshotOffer { .. }
             | RequestBody::Snapshot { .. } => Answer::WrongReplica,
         }

@@ -48,7 +48,7 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::QueryAny(Bytes::new()),
         RequestBody::QueryWithStaleness { max: std::time::Duration::from_millis(7), query: Bytes::from_static(b"q") },
         RequestBody::ReadIndex,
-        RequestBody::Versions,
+        RequestBody::Facts,
         RequestBody::Hello { founder: true },
         change(Change::Add { replica: ReplicaId::random(), member: member() }),
         change(Change::Describe { replica: ReplicaId::random(), member: member() }),
@@ -90,7 +90,27 @@ fn answers() -> Vec<Answer> {
         Answer::NotHappened(NotHappened::Malformed("m".into())),
         Answer::NotHappened(NotHappened::DiskFull { group: "g".into() }),
         Answer::Unknown(UnknownOutcome::Timeout(Duration::from_secs(1))),
-        Answer::Unknown(UnknownOutcome::Expired),
+        Answer::Facts { newest: 3, wall: crate::value::LogTime::from_millis(4) },
+        Answer::ReadIndex { entries: 5 },
+        Answer::NotHappened(NotHappened::TooFarAhead {
+            group: "g".into(),
+            log_time: crate::value::LogTime::from_millis(1),
+            not_after: crate::value::LogTime::from_millis(2),
+        }),
+        Answer::NotHappened(NotHappened::VersionNotReadable {
+            group: "g".into(),
+            version: 2,
+            readable: Some(1),
+            lagging: vec!["n1".into(), "n2".into()],
+        }),
+        Answer::NotHappened(NotHappened::Stale {
+            group: "g".into(),
+            max: std::time::Duration::from_millis(1),
+            waited: std::time::Duration::from_millis(2),
+        }),
+        Answer::Unknown(UnknownOutcome::Expired { log_time: None }),
+        Answer::Unknown(UnknownOutcome::Expired { log_time: Some(crate::value::LogTime::from_millis(9)) }),
+        Answer::Unknown(UnknownOutcome::ReplyGone),
         Answer::Unknown(UnknownOutcome::Interrupted("i".into())),
         Answer::Failed("f".into()),
         Answer::NotYet,
@@ -117,7 +137,7 @@ fn refusals() -> Vec<MembershipError> {
         MembershipError::Superseded,
         MembershipError::LedByAnother { name: name() },
         MembershipError::NotHappened(NotHappened::DiskFull { group: "g".into() }),
-        MembershipError::Unknown(UnknownOutcome::Expired),
+        MembershipError::Unknown(UnknownOutcome::Expired { log_time: None }),
     ]
 }
 

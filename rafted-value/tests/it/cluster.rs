@@ -83,12 +83,20 @@ pub struct Cluster {
     /// Nodes that keep nothing on disk, although others do.
     without_disk: &'static [&'static str],
     config: GroupConfig,
+    /// The clock of one node in memory that has its own.
+    clock: Option<(String, Arc<dyn Clock>)>,
 }
 
 impl Cluster {
     /// `names` as the first members, in memory.
     pub async fn memory(names: &[&str]) -> Self {
-        Self::form(names, None, GroupConfig::default(), ValueFactory::of::<Journal>(None)).await
+        Self::form(names, None, GroupConfig::default(), ValueFactory::of::<Journal>(None), None).await
+    }
+
+    /// `names` as the first members, in memory; one of them has another clock.
+    pub async fn memory_with_clock(names: &[&str], with_clock: &str, clock: Arc<dyn Clock>) -> Self {
+        let clock = Some((with_clock.to_owned(), clock));
+        Self::form(names, None, GroupConfig::default(), ValueFactory::of::<Journal>(None), clock).await
     }
 
     /// `names` as the first members, each with a directory.
@@ -99,16 +107,22 @@ impl Cluster {
     /// As [`Cluster::durable`], but some nodes, also of those that start later, live in memory.
     pub async fn mixed(names: &[&str], without_disk: &'static [&'static str], config: GroupConfig) -> Self {
         let (dirs, factory) = (Some(tempfile::tempdir().unwrap()), ValueFactory::of::<Journal>(None));
-        Self::form_with(names, dirs, without_disk, config, factory).await
+        Self::form_with(names, dirs, without_disk, config, factory, None).await
     }
 
     /// As [`Cluster::durable`], with another program's value.
     pub async fn durable_as(names: &[&str], config: GroupConfig, factory: ValueFactory) -> Self {
-        Self::form(names, Some(tempfile::tempdir().unwrap()), config, factory).await
+        Self::form(names, Some(tempfile::tempdir().unwrap()), config, factory, None).await
     }
 
-    async fn form(names: &[&str], dirs: Option<tempfile::TempDir>, config: GroupConfig, factory: ValueFactory) -> Self {
-        Self::form_with(names, dirs, &[], config, factory).await
+    async fn form(
+        names: &[&str],
+        dirs: Option<tempfile::TempDir>,
+        config: GroupConfig,
+        factory: ValueFactory,
+        clock: Option<(String, Arc<dyn Clock>)>,
+    ) -> Self {
+        Self::form_with(names, dirs, &[], config, factory, clock).await
     }
 
     async fn form_with(
@@ -117,9 +131,11 @@ impl Cluster {
         without_disk: &'static [&'static str],
         config: GroupConfig,
         factory: ValueFactory,
+        clock: Option<(String, Arc<dyn Clock>)>,
     ) -> Self {
         let session = ClientSession::random();
-        let mut cluster = Self { hub: Hub::default(), nodes: BTreeMap::new(), session, dirs, without_disk, config };
+        let (hub, nodes) = (Hub::default(), BTreeMap::new());
+        let mut cluster = Self { hub, nodes, session, dirs, without_disk, config, clock };
         for name in names {
             cluster.start_as(name, factory.clone()).await.unwrap();
         }
@@ -147,7 +163,10 @@ impl Cluster {
     pub async fn start_as(&mut self, name: &str, factory: ValueFactory) -> Result<(), StartError> {
         let store = match self.dir(name) {
             Some(dir) => open(dir, name).await,
-            None => Store::memory(name),
+            None => match &self.clock {
+                Some((with_clock, clock)) if with_clock == name => Store::memory_with_clock(name, clock.clone()),
+                _ => Store::memory(name),
+            },
         };
         let stored = store.replicas().into_iter().find(|stored| stored.group == GROUP);
         let replica = match stored {
@@ -196,6 +215,23 @@ impl Cluster {
     pub async fn wait_leader(&self) -> String {
         eventually("a leader", || self.leader().is_some()).await;
         self.leader().unwrap()
+    }
+
+    /// Makes a node the leader.
+    pub async fn lead(&self, name: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let leads = || self.nodes[name].replica.status().role == Role::Leader;
+        while !leads() {
+            assert!(Instant::now() < deadline, "{name} does not get to lead");
+            if let Some(leader) = self.leader() {
+                // Refused while it lacks entries, or is not asked in time: again.
+                let _ = self.nodes[&leader].replica.transfer_leader(self.nodes[name].replica.spec().replica).await;
+            }
+            let (replica, again) = (&self.nodes[name].replica, Instant::now() + Duration::from_secs(1));
+            while !leads() && Instant::now() < again {
+                let _ = tokio::time::timeout(Duration::from_millis(20), replica.status_changes().changed()).await;
+            }
+        }
     }
 
     pub fn client(&self, here: &str) -> GroupClient {

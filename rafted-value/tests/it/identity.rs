@@ -39,7 +39,7 @@ async fn until_the_replica_is_back() -> (Cluster, ReplicaId) {
     let id_of = |cluster: &Cluster, name: &str| cluster.nodes[name].replica.spec().replica;
     cluster.add("n1", 1).await.unwrap();
     eventually("all have it", || ["n1", "n2", "n3"].iter().all(|name| cluster.local(name) == [1])).await;
-    lead(&cluster, "n1").await;
+    cluster.lead("n1").await;
     cluster.hub.isolate("n3", &["n1", "n2", "n4"]);
     cluster.start("n4").await;
     let (n1, old, n3) = (id_of(&cluster, "n1"), id_of(&cluster, "n2"), id_of(&cluster, "n3"));
@@ -55,15 +55,6 @@ async fn until_the_replica_is_back() -> (Cluster, ReplicaId) {
         cluster.hub.cut("n2", other);
     }
     (cluster, old)
-}
-
-async fn lead(cluster: &Cluster, name: &str) {
-    let leader = cluster.wait_leader().await;
-    if leader != name {
-        let id = cluster.nodes[name].replica.spec().replica;
-        cluster.nodes[&leader].replica.transfer_leader(id).await.unwrap();
-    }
-    eventually("it leads", || cluster.nodes[name].replica.status().role == Role::Leader).await;
 }
 
 /// n3 and n2 reach each other again, and nobody else.
