@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::hook::{self, AnyHook, LeaderHook};
 use crate::pieces::{PieceError, PieceReader, PieceSink, PieceSource, PieceWriter};
 use crate::value::{Context, UpgradeError, Value, read_command};
-use crate::wire::{decode, encode};
+use crate::wire::{Wire, decode, encode};
 
 /// Why a command has no reply.
 #[derive(Debug)]
@@ -117,24 +117,25 @@ struct Typed<V>(V);
 
 impl<V: Value> AnyValue for Typed<V> {
     fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, CommandFault> {
-        let command = match read_command::<V>(schema, payload) {
-            Ok(command) => command,
-            Err(UpgradeError::Malformed(error)) if schema == V::VERSION => {
-                return Err(CommandFault::Failed(error.to_string()));
-            }
-            Err(error) => return Err(CommandFault::Unreadable(error)),
+        // All of the user's code: also what reads a command, writes a reply, and drops both.
+        let run = || {
+            let command = match read_command::<V>(schema, payload) {
+                Ok(command) => command,
+                Err(UpgradeError::Malformed(error)) if schema == V::VERSION => {
+                    return Err(CommandFault::Failed(error.to_string()));
+                }
+                Err(error) => return Err(CommandFault::Unreadable(error)),
+            };
+            encoded(&self.0.command_in(context, command)).map_err(CommandFault::Failed)
         };
-        contained(|| self.0.command_in(context, command))
-            .and_then(|reply| encode(&reply).map_err(|error| error.to_string()))
-            .map(|bytes| Bytes::copy_from_slice(&bytes))
-            .map_err(CommandFault::Failed)
+        contained(run).unwrap_or_else(|message| Err(CommandFault::Failed(message)))
     }
 
     fn query(&self, context: &Context<'_>, query: &[u8]) -> Result<Bytes, String> {
-        let query: V::Query = decode(query).map_err(|error| error.to_string())?;
-        contained(|| self.0.query_in(context, query))
-            .and_then(|answer| encode(&answer).map_err(|error| error.to_string()))
-            .map(|bytes| Bytes::copy_from_slice(&bytes))
+        contained(|| {
+            let query: V::Query = decode(query).map_err(|error| error.to_string())?;
+            encoded(&self.0.query_in(context, query))
+        })?
     }
 
     fn freeze(&self) -> Box<dyn AnyValue> {
@@ -151,6 +152,17 @@ impl<V: Value> AnyValue for Typed<V> {
 
     fn as_any(&self) -> &dyn Any {
         &self.0
+    }
+}
+
+fn encoded<T: Wire>(value: &T) -> Result<Bytes, String> {
+    encode(value).map(|bytes| Bytes::copy_from_slice(&bytes)).map_err(|error| error.to_string())
+}
+
+/// Drops a value, whatever its destructor does.
+pub(crate) fn discard(value: Box<dyn AnyValue>) {
+    if let Err(message) = contained(|| drop(value)) {
+        tracing::error!(message, "a value's destructor failed; what it held may be lost to this process");
     }
 }
 

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::command::CommandId;
-use crate::config::GroupConfig;
+use crate::config::{GroupConfig, LARGEST_COMMAND_BYTES};
 use crate::encoding::{encode_command, encode_command_as, encode_config_change};
 use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
 use crate::group::UntypedReplica;
@@ -91,6 +91,12 @@ impl GroupClient {
     /// Gets an encoded command (see [`encode_command`](crate::encode_command)) answered. With an id it is sent
     /// as often as needed and runs once; without one it is sent again only while it is known not to have happened.
     pub async fn command(&self, group: &str, command: Bytes, timeout: Duration) -> Result<Bytes, CommandError> {
+        // Refused here already: it would be refused there, after all of it was sent.
+        let max_bytes = self.route.local(group).map_or(LARGEST_COMMAND_BYTES, |replica| replica.max_command_bytes());
+        if command.len() > max_bytes + crate::command::HEADER_BYTES {
+            let bytes = command.len() - crate::command::HEADER_BYTES;
+            return Err(NotHappened::TooLarge { bytes, max_bytes }.into());
+        }
         let has_id = crate::command::has_id(&command);
         let deadline = deadline_in(timeout);
         let mut search = Search::new(self, group, deadline);

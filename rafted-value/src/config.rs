@@ -79,7 +79,7 @@ impl GroupConfig {
 
     /// The largest encoded command, 1 byte to 4 MiB.
     pub fn with_max_command_bytes(mut self, max: usize) -> Result<Self, ConfigError> {
-        if max == 0 || max > MAX_COMMAND_BYTES {
+        if max == 0 || max > LARGEST_COMMAND_BYTES {
             return Err(ConfigError { setting: "max_command_bytes", given: max.to_string(), allowed: "1 to 4194304" });
         }
         self.max_command_bytes = max;
@@ -171,9 +171,10 @@ impl GroupConfig {
 
 /// A silence beyond this is no election timeout but a mistake in the unit.
 const LONGEST_ELECTION: Duration = Duration::from_secs(3_600);
-const MAX_COMMAND_BYTES: usize = 4 << 20;
 const MAX_QUEUED_COMMANDS: usize = 1 << 20;
 const MAX_SNAPSHOT_AFTER_ENTRIES: u64 = 1_000_000_000;
+/// What no group allows more than: the transport carries 8 MiB.
+pub(crate) const LARGEST_COMMAND_BYTES: usize = 4 << 20;
 /// How long one snapshot may take to be sent and installed.
 pub(crate) const INSTALL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ENTRIES_PER_APPEND: u64 = 1_024;

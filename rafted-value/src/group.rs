@@ -244,6 +244,11 @@ impl UntypedReplica {
         self.inner.shared.with_value(|value, context| value.as_any().downcast_ref().map(|value| read(value, context)))
     }
 
+    /// The largest encoded command that this replica takes, without its header.
+    pub(crate) fn max_command_bytes(&self) -> usize {
+        self.inner.spec.config.max_command_bytes()
+    }
+
     /// Proposes an encoded command; only the leader takes it. The reply comes once it is durable on a majority
     /// and applied here.
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Bytes, ProposeError> {

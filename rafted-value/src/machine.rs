@@ -10,6 +10,7 @@
 
 mod agreed;
 
+use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
@@ -19,12 +20,13 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
 use self::agreed::Agreed;
-use crate::any_value::{AnyValue, CommandFault, ValueFactory};
+use crate::any_value::{AnyValue, CommandFault, ValueFactory, discard};
 use crate::clock::{Clock, next_stamp};
 use crate::command::{Command, Recipient};
 use crate::config::{GroupConfig, UnreadableConfig};
 use crate::hook::{Call, HookQueue, ReadValue};
 use crate::openraft_types::{Applied, Entry, LogId, SnapshotMeta, StoredMembership, Types};
+use crate::pieces::PieceError;
 use crate::runtime::watch;
 use crate::sessions::{Sessions, Verdict};
 use crate::snapshot::{Content, ReadError, SnapshotBody, SnapshotStore};
@@ -201,9 +203,6 @@ impl Shared {
         }
         let took = self.clock.monotonic().saturating_sub(started);
         metrics::histogram!("rafted_value_apply_seconds").record(took.as_secs_f64());
-        if took > SLOW_APPLY {
-            tracing::warn!(group = %self.group, ?took, "applying took long: the group's commands wait for it");
-        }
         self.applied.send_replace(last + 1);
         Ok(())
     }
@@ -338,7 +337,7 @@ impl Shared {
         self.remember_stamp(content.log_time);
         self.applied.send_replace(applied);
         // Outside the lock: a large value takes its time.
-        drop(old);
+        discard(old.value);
     }
 }
 
@@ -348,7 +347,7 @@ impl ReadValue for Shared {
     }
 }
 
-/// Above this, applying one batch is worth a warning.
+/// Above this, applying one batch is worth a warning; and again each time it has taken as long once more.
 const SLOW_APPLY: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// openraft's state machine.
@@ -365,6 +364,24 @@ impl Machine {
             shared.restore(content);
         }
         Ok(Self { shared, snapshots, threads })
+    }
+
+    /// Says of a batch that takes long that it does, also before it ends.
+    async fn watch<T>(&self, applying: impl Future<Output = T>) -> T {
+        let mut applying = std::pin::pin!(applying);
+        let mut patience = SLOW_APPLY;
+        loop {
+            match tokio::time::timeout(patience, &mut applying).await {
+                Ok(applied) => return applied,
+                Err(_) => {
+                    let group = self.shared.group.clone();
+                    metrics::counter!("rafted_value_slow_applies_total", "group" => group).increment(1);
+                    let group = &self.shared.group;
+                    tracing::warn!(%group, ?patience, "applying takes long: the group's commands wait for it");
+                    patience = patience.saturating_mul(2);
+                }
+            }
+        }
     }
 
     async fn on_apply_threads<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
@@ -397,7 +414,8 @@ impl RaftStateMachine<Types> for Machine {
                 return Ok(());
             }
             let shared = self.shared.clone();
-            self.on_apply_threads(move || shared.apply_batch(batch)).await??;
+            let applying = self.on_apply_threads(move || shared.apply_batch(batch));
+            self.watch(applying).await??;
         }
     }
 
@@ -415,7 +433,7 @@ impl RaftStateMachine<Types> for Machine {
         if let Err(error) = &content {
             tracing::error!(group = %self.shared.group, %error, "the value cannot be copied for a snapshot");
         }
-        Builder { content: content.ok(), snapshots: self.snapshots.clone() }
+        Builder { content: content.ok(), snapshots: self.snapshots.clone(), group: self.shared.group.clone() }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
@@ -435,7 +453,11 @@ pub(crate) struct Builder {
     /// Taken by the one call that builds.
     content: Option<Content>,
     snapshots: SnapshotStore,
+    group: String,
 }
+
+/// How long a value that cannot be written is left alone.
+const FAILED_SNAPSHOT_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBody;
@@ -445,7 +467,18 @@ impl RaftSnapshotBuilder<Types> for Builder {
             return Err(io::Error::other("there is no state to build this snapshot from"));
         };
         let meta = content.meta.clone();
-        let snapshot = self.snapshots.save(content).await?;
-        Ok(Snapshot { meta, snapshot })
+        match self.snapshots.save(content).await {
+            Ok(snapshot) => Ok(Snapshot { meta, snapshot }),
+            // The user's code cannot write the value. An error here would end the core, on every replica alike: the log is
+            // kept instead, and it is tried again with what the value is then.
+            Err(error) if error.get_ref().is_some_and(|inner| inner.is::<PieceError>()) => {
+                tracing::error!(group = %self.group, %error, "no snapshot can be taken, the log grows");
+                metrics::counter!("rafted_value_failed_snapshots_total").increment(1);
+                tokio::time::sleep(FAILED_SNAPSHOT_RETRY).await;
+                // None that is newer than any.
+                Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: self.snapshots.nothing() })
+            }
+            Err(error) => Err(error),
+        }
     }
 }

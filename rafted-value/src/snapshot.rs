@@ -383,6 +383,11 @@ impl SnapshotStore {
         Ok(SnapshotBody { threads: self.threads.clone(), source, content: None })
     }
 
+    /// What stands for a snapshot that could not be taken.
+    pub(crate) fn nothing(&self) -> SnapshotBody {
+        SnapshotBody { threads: self.threads.clone(), source: Source::Inline(bytes::Bytes::new()), content: None }
+    }
+
     /// How much of a snapshot is here from a transfer that broke off; `None` while no transfer may begin.
     pub(crate) fn offset(&self, id: SnapshotId) -> Option<u64> {
         self.traffic.parts.offset(self.replica, id)

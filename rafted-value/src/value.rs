@@ -25,7 +25,10 @@ use crate::wire::{Wire, WireError, decode};
 /// A member that is given a snapshot holds the old and the new value for a moment.
 ///
 /// A `command` that panics is answered with an error on every replica and the group goes on, but the
-/// value keeps whatever the command had changed before it panicked: check before you change.
+/// value keeps whatever the command had changed before it panicked: check before you change. It is the same for a panic
+/// while a command is read or dropped, or a reply is written. A `query` that panics is answered with an error. A value
+/// whose `clone` or `write_pieces` panics gets no snapshot: the log is kept and grows, and it is tried again now and then.
+/// A destructor that panics is contained.
 pub trait Value: Wire + Clone + Default {
     /// Raised when the archived form of the value or its commands changes; see [`Value::upgrade`] and
     /// [`Value::upgrade_command`]: a version must read the commands of the one before it.

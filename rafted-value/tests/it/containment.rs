@@ -1,0 +1,207 @@
+//! What user code may do without harming anything else: panic anywhere, and take long.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rafted_value::{
+    Clock, ClusterTag, CommandError, GroupConfig, NotHappened, PieceError, PieceWriter, QueryError, ReplicaSpec, Role,
+    SystemClock, UntypedReplica, Value, ValueFactory, decode_answer, decode_reply, encode_command, encode_query,
+};
+
+use crate::cluster::{Cluster, GROUP, PATIENCE, eventually};
+
+const THREE: [&str; 3] = ["n1", "n2", "n3"];
+
+/// Values that are cloned or written now panic.
+static PANICS_IN_SNAPSHOTS: AtomicBool = AtomicBool::new(false);
+
+rafted_value::messages! {
+    pub enum Command { Add, Panic, PanicInDrop, Block(u64) }
+    pub enum Query { Count, Panic }
+}
+
+#[derive(Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Rude {
+    count: u64,
+}
+
+impl Clone for Rude {
+    fn clone(&self) -> Self {
+        assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst) || self.count % 2 == 0, "asked to panic in clone");
+        Self { count: self.count }
+    }
+}
+
+impl Drop for Rude {
+    fn drop(&mut self) {
+        // The values of tests in this process are dropped at all times: only one that is marked panics.
+        assert!(self.count < MARKED || std::thread::panicking(), "asked to panic in drop");
+    }
+}
+
+const MARKED: u64 = 1 << 40;
+
+impl Value for Rude {
+    type Command = Command;
+    type Reply = u64;
+    type Query = Query;
+    type Answer = u64;
+
+    fn command(&mut self, command: Command) -> u64 {
+        match command {
+            Command::Add => self.count += 1,
+            Command::Panic => panic!("as asked"),
+            Command::PanicInDrop => drop(Rude { count: MARKED }),
+            Command::Block(millis) => std::thread::sleep(Duration::from_millis(millis)),
+        }
+        self.count
+    }
+
+    fn query(&self, query: Query) -> u64 {
+        match query {
+            Query::Count => self.count,
+            Query::Panic => panic!("as asked"),
+        }
+    }
+
+    fn write_pieces(&self, pieces: &mut PieceWriter<'_>) -> Result<(), PieceError> {
+        assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst), "asked to panic in write_pieces");
+        pieces.write(self)
+    }
+}
+
+async fn send(cluster: &Cluster, command: Command) -> Result<u64, CommandError> {
+    let open = cluster.session.open(SystemClock::default().wall(), PATIENCE).await;
+    let bytes = encode_command::<Rude>(&command, Some(open.id()), 0).unwrap();
+    let reply = cluster.client("n1").command(GROUP, bytes, PATIENCE).await?;
+    Ok(decode_reply::<Rude>(&reply).unwrap())
+}
+
+async fn count(cluster: &Cluster, at: &str) -> u64 {
+    let query = encode_query::<Rude>(&Query::Count).unwrap();
+    decode_answer::<Rude>(&cluster.nodes[at].replica.read_any(query).await.unwrap()).unwrap()
+}
+
+async fn all_live(cluster: &Cluster, expected: u64) {
+    for name in THREE {
+        let deadline = Instant::now() + PATIENCE;
+        while count(cluster, name).await != expected {
+            assert!(Instant::now() < deadline, "{name} has {} of {expected}", count(cluster, name).await);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_ne!(cluster.nodes[name].replica.status().role, Role::Stopped, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn panics_in_commands_queries_and_destructors_are_answered_on_every_replica() {
+    let cluster = Cluster::durable_as(&THREE, GroupConfig::default(), ValueFactory::of::<Rude>(None)).await;
+    send(&cluster, Command::Add).await.unwrap();
+    for command in [Command::Panic, Command::PanicInDrop] {
+        let error = send(&cluster, command).await.unwrap_err();
+        assert!(matches!(&error, CommandError::Failed(message) if message.contains("as")), "{error}");
+    }
+    let query = encode_query::<Rude>(&Query::Panic).unwrap();
+    let error = cluster.client("n2").query(GROUP, query.clone(), PATIENCE).await.unwrap_err();
+    assert!(matches!(error, QueryError::Failed(_)), "{error}");
+    for name in THREE {
+        let replica = &cluster.nodes[name].replica;
+        assert!(matches!(replica.read_any(query.clone()).await, Err(QueryError::Failed(_))));
+        let bounded = replica.read_with_staleness(query.clone(), Duration::ZERO, PATIENCE).await;
+        assert!(matches!(bounded, Err(QueryError::Failed(_))));
+    }
+    assert_eq!(send(&cluster, Command::Add).await.unwrap(), 2);
+    all_live(&cluster, 2).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_panics_when_it_is_copied_or_written_for_a_snapshot_gets_none_and_lives() {
+    let config = GroupConfig::default().with_snapshot_after_entries(10).unwrap();
+    let mut cluster = Cluster::durable_as(&THREE, config, ValueFactory::of::<Rude>(None)).await;
+    PANICS_IN_SNAPSHOTS.store(true, Ordering::SeqCst);
+    for n in 1..=60 {
+        assert_eq!(send(&cluster, Command::Add).await.unwrap(), n);
+    }
+    all_live(&cluster, 60).await;
+    for name in THREE {
+        assert_eq!(cluster.nodes[name].replica.status().snapshot, None, "{name}");
+    }
+    PANICS_IN_SNAPSHOTS.store(false, Ordering::SeqCst);
+    // Nothing was lost with the snapshots: the log has it all.
+    for name in THREE {
+        cluster.stop(name).await;
+    }
+    for name in THREE {
+        cluster.start_as(name, ValueFactory::of::<Rude>(None)).await.unwrap();
+    }
+    assert_eq!(send(&cluster, Command::Add).await.unwrap(), 61);
+    all_live(&cluster, 61).await;
+    let snapshots = || THREE.iter().all(|name| cluster.nodes[*name].replica.status().snapshot.is_some());
+    send(&cluster, Command::Add).await.unwrap();
+    eventually("snapshots are taken again", snapshots).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_command_delays_neither_other_groups_nor_the_heartbeats_of_its_own() {
+    let cluster = Cluster::durable_as(&THREE, GroupConfig::default(), ValueFactory::of::<Rude>(None)).await;
+    send(&cluster, Command::Add).await.unwrap();
+    let leader = cluster.wait_leader().await;
+    let before = cluster.nodes[&leader].replica.status();
+    // Another group on the same nodes' storage: of one member.
+    let store = cluster.nodes[&leader].store.clone();
+    let replica = store.create_replica("other", 0, Vec::new()).await.unwrap();
+    let spec = ReplicaSpec {
+        group: "other".into(),
+        incarnation: 0,
+        replica,
+        cluster: ClusterTag::default(),
+        config: GroupConfig::default(),
+        is_alone: false,
+    };
+    let factory = ValueFactory::of::<Rude>(None);
+    let other = UntypedReplica::start(&store, spec, factory, cluster.hub.transport(&leader)).await.unwrap();
+    other.initialize([(replica, cluster.member(&leader))].into()).await.unwrap();
+    eventually("the other group leads itself", || other.status().role == Role::Leader).await;
+    // Five of the longest election timeouts.
+    let blocked = Duration::from_millis(1_500);
+    let started = Instant::now();
+    let long = send(&cluster, Command::Block(1_500));
+    let others = async {
+        let mut done = 0;
+        while started.elapsed() < blocked {
+            let command = encode_command::<Rude>(&Command::Add, None, 0).unwrap();
+            other.propose(command, PATIENCE).await.unwrap();
+            done += 1;
+        }
+        done
+    };
+    let (outcome, done) = tokio::join!(long, others);
+    outcome.unwrap();
+    assert!(started.elapsed() >= blocked);
+    assert!(done >= 20, "the other group ran {done} commands meanwhile");
+    let after = cluster.nodes[&leader].replica.status();
+    assert_eq!((after.term, after.role), (before.term, Role::Leader), "no election");
+    other.shutdown().await;
+    drop(store);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_is_too_large_is_refused_before_it_is_sent() {
+    let config = GroupConfig::default().with_max_command_bytes(64).unwrap();
+    let cluster = Cluster::durable_as(&THREE, config, ValueFactory::of::<Rude>(None)).await;
+    send(&cluster, Command::Add).await.unwrap();
+    let (leader, last) =
+        (cluster.wait_leader().await, |name: &str| cluster.nodes[name].replica.status().last_log_index);
+    let follower = THREE.iter().find(|name| **name != leader).unwrap();
+    let sent = cluster.hub.sent(follower, &leader);
+    let before = last(&leader);
+    let long = bytes::Bytes::from(vec![0; 1_000]);
+    let error = cluster.client(follower).command(GROUP, long, PATIENCE).await.unwrap_err();
+    let CommandError::NotHappened(NotHappened::TooLarge { max_bytes: 64, .. }) = &error else { panic!("{error}") };
+    assert_eq!(cluster.hub.sent(follower, &leader), sent, "it did not travel");
+    assert_eq!(last(&leader), before, "it was not logged");
+    cluster.shutdown().await;
+}
