@@ -9,14 +9,17 @@ use rafted_value::{
 };
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, eventually};
+use crate::telling::{listen, was_heard};
 
 const THREE: [&str; 3] = ["n1", "n2", "n3"];
 
 /// Values that are cloned or written now panic.
 static PANICS_IN_SNAPSHOTS: AtomicBool = AtomicBool::new(false);
+/// Commands that hold on end now.
+static RELEASED: AtomicBool = AtomicBool::new(false);
 
 rafted_value::messages! {
-    pub enum Command { Add, Panic, PanicInDrop, Block(u64) }
+    pub enum Command { Add, Panic, PanicInDrop, Block(u64), HoldOn }
     pub enum Query { Count, Panic }
 }
 
@@ -52,6 +55,12 @@ impl Value for Rude {
             Command::Add => self.count += 1,
             Command::Panic => panic!("as asked"),
             Command::PanicInDrop => drop(Rude { count: MARKED }),
+            Command::HoldOn => {
+                let since = Instant::now();
+                while !RELEASED.load(Ordering::SeqCst) && since.elapsed() < PATIENCE {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
             Command::Block(millis) => std::thread::sleep(Duration::from_millis(millis)),
         }
         self.count
@@ -68,6 +77,25 @@ impl Value for Rude {
         assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst), "asked to panic in write_pieces");
         pieces.write(self)
     }
+}
+
+/// Another group on a node's storage, of one member.
+async fn lone(cluster: &Cluster, node: &str, group: &str) -> UntypedReplica {
+    let store = &cluster.nodes[node].store;
+    let replica = store.create_replica(group, 0, Vec::new()).await.unwrap();
+    let spec = ReplicaSpec {
+        group: group.into(),
+        incarnation: 0,
+        replica,
+        cluster: ClusterTag::default(),
+        config: GroupConfig::default(),
+        is_alone: false,
+    };
+    let factory = ValueFactory::of::<Rude>(None);
+    let lone = UntypedReplica::start(store, spec, factory, cluster.hub.transport(node)).await.unwrap();
+    lone.initialize([(replica, cluster.member(node))].into()).await.unwrap();
+    eventually("the lone member leads", || lone.status().role == Role::Leader).await;
+    lone
 }
 
 async fn send(cluster: &Cluster, command: Command) -> Result<u64, CommandError> {
@@ -149,21 +177,7 @@ async fn a_long_command_delays_neither_other_groups_nor_the_heartbeats_of_its_ow
     send(&cluster, Command::Add).await.unwrap();
     let leader = cluster.wait_leader().await;
     let before = cluster.nodes[&leader].replica.status();
-    // Another group on the same nodes' storage: of one member.
-    let store = cluster.nodes[&leader].store.clone();
-    let replica = store.create_replica("other", 0, Vec::new()).await.unwrap();
-    let spec = ReplicaSpec {
-        group: "other".into(),
-        incarnation: 0,
-        replica,
-        cluster: ClusterTag::default(),
-        config: GroupConfig::default(),
-        is_alone: false,
-    };
-    let factory = ValueFactory::of::<Rude>(None);
-    let other = UntypedReplica::start(&store, spec, factory, cluster.hub.transport(&leader)).await.unwrap();
-    other.initialize([(replica, cluster.member(&leader))].into()).await.unwrap();
-    eventually("the other group leads itself", || other.status().role == Role::Leader).await;
+    let other = lone(&cluster, &leader, "other").await;
     // Five of the longest election timeouts.
     let blocked = Duration::from_millis(1_500);
     let started = Instant::now();
@@ -184,7 +198,27 @@ async fn a_long_command_delays_neither_other_groups_nor_the_heartbeats_of_its_ow
     let after = cluster.nodes[&leader].replica.status();
     assert_eq!((after.term, after.role), (before.term, Role::Leader), "no election");
     other.shutdown().await;
-    drop(store);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_takes_long_is_reported_while_it_runs_with_its_groups_name() {
+    listen();
+    let cluster = Cluster::durable_as(&["n1"], GroupConfig::default(), ValueFactory::of::<Rude>(None)).await;
+    let slow = lone(&cluster, "n1", "slow").await;
+    let quick = lone(&cluster, "n1", "quick").await;
+    let add = encode_command::<Rude>(&Command::Add, None, 0).unwrap();
+    quick.propose(add, PATIENCE).await.unwrap();
+    let command = encode_command::<Rude>(&Command::HoldOn, None, 0).unwrap();
+    let reported = eventually("it is reported", || {
+        was_heard(&["rafted_value_slow_applies_total", "group=slow"]) && was_heard(&["warning", "group=slow", "long"])
+    });
+    tokio::select! {
+        _ = slow.propose(command, PATIENCE) => panic!("it ended"),
+        () = reported => RELEASED.store(true, Ordering::SeqCst),
+    }
+    slow.shutdown().await;
+    quick.shutdown().await;
     cluster.shutdown().await;
 }
 

@@ -20,4 +20,5 @@ mod site;
 mod snapshots;
 mod stale;
 mod staleness;
+mod telling;
 mod versions;
