@@ -59,7 +59,7 @@ impl ValueFactory {
             version: V::VERSION,
             // Of this version, it is read when it is applied.
             can_read: |version, bytes| {
-                if version == V::VERSION { Ok(()) } else { read_command::<V>(version, bytes).map(drop) }
+                if version == V::VERSION { Ok(()) } else { upgraded::<V>(version, bytes).map(drop) }
             },
             environment,
             hook: None,
@@ -113,13 +113,22 @@ impl std::fmt::Debug for ValueFactory {
     }
 }
 
+/// Reads a command of any version. A panic in the code that reads another version's is no answer of the command: other
+/// replicas, of that version, run it.
+fn upgraded<V: Value>(version: u32, bytes: &[u8]) -> Result<V::Command, UpgradeError> {
+    if version == V::VERSION {
+        return read_command::<V>(version, bytes);
+    }
+    contained(|| read_command::<V>(version, bytes)).unwrap_or_else(|message| Err(UpgradeError::Failed(message)))
+}
+
 struct Typed<V>(V);
 
 impl<V: Value> AnyValue for Typed<V> {
     fn command(&mut self, context: &Context<'_>, schema: u32, payload: &[u8]) -> Result<Bytes, CommandFault> {
         // All of the user's code: also what reads a command, writes a reply, and drops both.
         let run = || {
-            let command = match read_command::<V>(schema, payload) {
+            let command = match upgraded::<V>(schema, payload) {
                 Ok(command) => command,
                 Err(UpgradeError::Malformed(error)) if schema == V::VERSION => {
                     return Err(CommandFault::Failed(error.to_string()));

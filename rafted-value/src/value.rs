@@ -217,6 +217,9 @@ pub enum UpgradeError {
         /// The program's version.
         known: u32,
     },
+    /// The code that reads them failed.
+    #[error("the code that reads another version failed: {0}")]
+    Failed(String),
     /// The bytes are not of that version.
     #[error("the bytes are not of their version: {0}")]
     Malformed(#[from] WireError),
