@@ -10,6 +10,8 @@
 
 mod membership;
 
+mod outcome;
+
 use bytes::Bytes;
 
 use crate::change::Change;
@@ -688,27 +690,6 @@ fn write_duration(writer: &mut Writer, duration: std::time::Duration) {
 
 fn read_duration(reader: &mut Reader) -> Result<std::time::Duration, Malformed> {
     Ok(std::time::Duration::from_millis(reader.u64()?))
-}
-
-impl From<Result<Bytes, CommandError>> for Answer {
-    fn from(result: Result<Bytes, CommandError>) -> Self {
-        match result {
-            Ok(reply) => Self::Reply(reply),
-            Err(CommandError::NotHappened(reason)) => Self::NotHappened(reason),
-            Err(CommandError::Unknown(reason)) => Self::Unknown(reason),
-            Err(CommandError::Failed(message)) => Self::Failed(message),
-        }
-    }
-}
-
-impl From<Result<Bytes, QueryError>> for Answer {
-    fn from(result: Result<Bytes, QueryError>) -> Self {
-        match result {
-            Ok(reply) => Self::Reply(reply),
-            Err(QueryError::NotHappened(reason)) => Self::NotHappened(reason),
-            Err(QueryError::Failed(message)) => Self::Failed(message),
-        }
-    }
 }
 
 #[cfg(test)]
