@@ -30,7 +30,7 @@ pub struct Rude {
 
 impl Clone for Rude {
     fn clone(&self) -> Self {
-        assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst) || self.count % 2 == 0, "asked to panic in clone");
+        assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst) || self.count.is_multiple_of(2), "asked to panic in clone");
         Self { count: self.count }
     }
 }
