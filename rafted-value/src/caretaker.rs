@@ -23,12 +23,14 @@ use crate::rpc::{Answer, Envelope, Request, RequestBody};
 use crate::status::{LogPosition, Member, Role, Status};
 use crate::transport::Transport;
 
-/// How often it looks, if nothing changes.
+/// How often it looks while there is something to finish or to find out.
 const TICK: Duration = Duration::from_millis(250);
 /// How long the two halves of a change may be apart before the leader finishes it for whoever began it.
 const HALF_DONE: Duration = Duration::from_secs(1);
-/// How long no leader is heard before the others are asked.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How long no leader is heard before the others are asked, at least ...
+const MIN_SILENCE: Duration = Duration::from_secs(1);
+/// ... and in the longest election timeouts: leaders of groups whose heartbeats are rare are silent for long.
+const SILENCE_IN_ELECTIONS: u32 = 2;
 /// One member's time to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// To tell the leader where this node is.
@@ -57,12 +59,15 @@ impl Caretaker {
     pub(crate) async fn run(self) {
         let mut memory = Memory::default();
         let mut changes = self.replica.status_changes();
+        // What is read right after a change may be of the moment before it: it is read once more.
+        let mut has_changed = true;
         loop {
             let status = self.replica.status();
             self.introduce(&status, &mut memory);
             self.finish_joint(&status, &mut memory).await;
-            self.tell_address(&status).await;
-            if self.may_be_removed(&status, &mut memory) && self.is_removed(&status).await {
+            let is_elsewhere = self.tell_address(&status).await;
+            let may_be_removed = self.may_be_removed(&status, &mut memory);
+            if may_be_removed && self.is_removed(&status).await {
                 match self.replica.retire().await {
                     Ok(()) => {
                         let group = &self.replica.spec().group;
@@ -71,11 +76,19 @@ impl Caretaker {
                     Err(error) => tracing::warn!(%error, "that this member was removed could not be written down"),
                 }
             }
-            let tick = tokio::time::sleep(TICK);
-            if !tokio::select! { biased; changed = changes.changed() => changed, () = tick => true } {
-                return;
+            let is_busy = has_changed || memory.joint.is_some() || is_elsewhere || may_be_removed;
+            let silent_for = self.replica.leader_silent_for();
+            let pause = until_next_look(is_busy, status.role, silent_for, self.silence());
+            match tokio::time::timeout(pause, changes.changed()).await {
+                Ok(true) => has_changed = true,
+                Ok(false) => return,
+                Err(_) => has_changed = false,
             }
         }
+    }
+
+    fn silence(&self) -> Duration {
+        silence(self.replica.longest_election())
     }
 
     fn introduce(&self, status: &Status, memory: &mut Memory) {
@@ -98,15 +111,19 @@ impl Caretaker {
         }
     }
 
-    async fn tell_address(&self, status: &Status) {
+    /// Whether the members know another address.
+    async fn tell_address(&self, status: &Status) -> bool {
         let id = status.replica;
-        let is_led = status.role == Role::Leader || self.replica.leader_silent_for() < SILENCE;
-        let known = status.members.replicas.get(&id).filter(|_| is_led && status.members.committed);
-        if known.is_some_and(|known| !self.me.addresses.is_empty() && known.addresses != self.me.addresses) {
+        let known = status.members.replicas.get(&id);
+        let is_elsewhere =
+            known.is_some_and(|known| !self.me.addresses.is_empty() && known.addresses != self.me.addresses);
+        let is_led = status.role == Role::Leader || self.replica.leader_silent_for() < self.silence();
+        if is_elsewhere && is_led && status.members.committed {
             let here = Change::Describe { replica: id, member: self.me.clone() };
             // Looked at again at the next turn.
             let _ = self.client.change(&self.replica.spec().group, here, MOVE_PATIENCE).await;
         }
+        is_elsewhere
     }
 
     /// Whether it is time to ask.
@@ -118,7 +135,7 @@ impl Caretaker {
         // Nobody is given a vote before its admission is committed.
         let was_admitted = status.members.committed || status.members.is_voter(status.replica);
         memory.was_member |= is_member && was_admitted;
-        memory.was_member && (!is_member || self.replica.leader_silent_for() > SILENCE)
+        memory.was_member && (!is_member || self.replica.leader_silent_for() > self.silence())
     }
 
     /// Whether a leader says so.
@@ -143,5 +160,43 @@ impl Caretaker {
             }
         }
         false
+    }
+}
+
+/// How long no leader is heard before the others are asked.
+fn silence(longest_election: Duration) -> Duration {
+    (longest_election * SILENCE_IN_ELECTIONS).max(MIN_SILENCE)
+}
+
+/// When to look again though nothing changes: a node may have thousands of groups, in which nothing is to be done.
+fn until_next_look(is_busy: bool, role: Role, silent_for: Duration, silence: Duration) -> Duration {
+    match role {
+        _ if is_busy => TICK,
+        // It may turn out to be isolated, which no change tells.
+        Role::Leader => silence,
+        _ => silence.saturating_sub(silent_for).max(TICK),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_in_which_nothing_is_to_be_done_is_left_alone_until_its_leader_may_be_gone() {
+        let ms = Duration::from_millis;
+        let (by_default, patient) = (silence(ms(300)), silence(ms(80_000)));
+        assert_eq!((by_default, patient), (ms(1_000), ms(160_000)));
+        let table = [
+            ("something is to be done", true, Role::Leader, ms(0), patient, TICK),
+            ("it leads", false, Role::Leader, ms(900_000), patient, patient),
+            ("it heard its leader just now", false, Role::Follower, ms(0), by_default, by_default),
+            ("it heard its leader some time ago", false, Role::Follower, ms(10_000), patient, ms(150_000)),
+            ("its leader is silent", false, Role::Follower, ms(170_000), patient, TICK),
+            ("it is about to be", false, Role::Learner, ms(990), by_default, TICK),
+        ];
+        for (name, is_busy, role, silent_for, silence, expected) in table {
+            assert_eq!(until_next_look(is_busy, role, silent_for, silence), expected, "{name}");
+        }
     }
 }

@@ -239,6 +239,11 @@ impl UntypedReplica {
         self.inner.store.clock().monotonic().saturating_sub(heard)
     }
 
+    /// The longest silence after which this replica asks for votes.
+    pub(crate) fn longest_election(&self) -> Duration {
+        self.inner.core_config.election().1
+    }
+
     /// Notes that a leader was heard.
     pub(super) fn hear_leader(&self) {
         let now = self.inner.store.clock().monotonic().as_micros();
