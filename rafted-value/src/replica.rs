@@ -306,7 +306,7 @@ impl<V: Value> ReplicaBuilder<V> {
         let address = self.address.or_else(|| self.members.get(here).copied()).or(own);
         Member {
             name: here.to_owned(),
-            node: store.node().node_id,
+            node: store.node_id(),
             zone: String::new(),
             decided_at: 0,
             addresses: address.into_iter().collect(),

@@ -7,6 +7,7 @@
 //! ```
 
 mod recovering;
+mod promises;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+use self::promises::Waiting;
 pub use self::recovering::{Recovered, RecoveryError};
 use crate::clock::{Clock, SystemClock};
 use crate::disk::guarded::GuardedDisk;
@@ -36,7 +38,11 @@ pub struct Store {
 
 struct Inner {
     name: String,
+    /// As in `node`, which is held while it is written.
+    node_id: u64,
     node: Mutex<NodeFile>,
+    /// Promises that are yet to be written.
+    promises: Mutex<Vec<Waiting>>,
     wal: Wal,
     files: Option<Files>,
     around: Surroundings,
@@ -215,12 +221,19 @@ impl Store {
 
     fn assemble(around: Surroundings, name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
         let (traffic, running) = (Traffic::new(around.clock.clone()), Mutex::default());
-        Self { inner: Arc::new(Inner { name, node: Mutex::new(node), wal, files, around, traffic, running }) }
+        let (node_id, node) = (node.node_id, Mutex::new(node));
+        let promises = Mutex::default();
+        Self { inner: Arc::new(Inner { name, node_id, node, promises, wal, files, around, traffic, running }) }
     }
 
     /// Who this node is.
     pub fn node(&self) -> NodeIdentity {
         self.lock_node().clone().into()
+    }
+
+    /// The number of this node's memory; never waits for a disk.
+    pub(crate) fn node_id(&self) -> u64 {
+        self.inner.node_id
     }
 
     /// Remembers the cluster; durable on return.
@@ -307,19 +320,6 @@ impl Store {
     pub(crate) fn claim(&self, replica: ReplicaId) -> Option<Running> {
         let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(replica).then(|| Running { store: self.clone(), replica })
-    }
-
-    /// Promises that the lone group is founded by this replica and no other; durable on return. `false` if it was
-    /// promised to another one before.
-    pub(crate) async fn promise_founder(&self, group: &str, founder: ReplicaId) -> Result<bool, StoreError> {
-        let (store, group) = (self.clone(), group.to_owned());
-        let promise = move || {
-            let mut promised = founder.get();
-            store.update_node(|node| promised = *node.founders.entry(group).or_insert(promised))?;
-            Ok(promised == founder.get())
-        };
-        let io = |error| StoreError::Io { path: self.wal_dir(), error };
-        self.threads().run(promise).await.map_err(io)?
     }
 
     /// Remembers that its group removed this replica; durable on return.

@@ -109,7 +109,7 @@ impl UntypedReplica {
         }
         Answer::Hello {
             replica: inner.spec.replica.get(),
-            node: inner.store.node().node_id,
+            node: inner.store.node_id(),
             incarnation: inner.spec.incarnation,
             initialized,
         }
