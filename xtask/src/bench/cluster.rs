@@ -24,6 +24,8 @@ const CLIENT: &str = "client";
 pub enum Side {
     /// rafted-value with so many groups, durable.
     Ours { groups: usize },
+    /// rafted-value with a shard of raft-kv in its one group, durable.
+    Shard,
     /// rafted-value with its one group in memory.
     InMemory,
     /// rafted-value in memory, all in one process.
@@ -84,6 +86,7 @@ impl Cluster {
         let data = tempfile::tempdir_in(folder).context("no folder for data")?;
         let (client, nodes) = match side {
             Side::Ours { groups } => ours(Protocol::Raft, groups, tls, data.path())?,
+            Side::Shard => ours(Protocol::Shard, 1, tls, data.path())?,
             Side::InMemory => ours(Protocol::RaftInMemory, 1, tls, data.path())?,
             Side::InProcess => (Peer::spawn(Protocol::RaftInProcess, Role::Client, &[])?.0, Vec::new()),
             Side::Openraft => (Peer::spawn(Protocol::OpenraftAlone, Role::Client, &[])?.0, Vec::new()),
@@ -164,11 +167,29 @@ impl Cluster {
     }
 
     fn counts(&mut self) -> Result<Vec<serde_json::Value>> {
-        let count = |node: &mut Node| match node {
-            Node::Ours(peer) => Some(peer.tell("count").and_then(|()| peer.json())),
+        self.tell_nodes("count")
+    }
+
+    /// Tells our nodes something, one after the other; their answers.
+    pub fn tell_nodes(&mut self, command: &str) -> Result<Vec<serde_json::Value>> {
+        let tell = |node: &mut Node| match node {
+            Node::Ours(peer) => Some(peer.tell(command).and_then(|()| peer.json())),
             Node::Etcd { .. } => None,
         };
-        self.nodes.iter_mut().filter_map(count).collect()
+        self.nodes.iter_mut().filter_map(tell).collect()
+    }
+
+    /// Tells the client something; its answer.
+    pub fn tell_client(&mut self, command: &str) -> Result<serde_json::Value> {
+        self.client.tell(command)?;
+        self.client.json()
+    }
+
+    /// The nodes' processes.
+    pub fn node_ids(&self) -> Vec<u32> {
+        let mut ids = self.process_ids();
+        ids.pop();
+        ids
     }
 }
 

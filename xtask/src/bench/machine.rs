@@ -21,6 +21,23 @@ pub fn cpu_time_of(process: u32) -> Duration {
     parse_process(&text).unwrap_or_default()
 }
 
+/// Forgets the most memory that a process had, so that [`peak_memory_of`] counts from now on.
+pub fn forget_peak_memory_of(process: u32) -> std::io::Result<()> {
+    std::fs::write(format!("/proc/{process}/clear_refs"), "5")
+}
+
+/// The most memory that a process had, in bytes; `None` where `/proc` does not tell it.
+pub fn peak_memory_of(process: u32) -> Option<u64> {
+    parse_peak(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?)
+}
+
+/// `VmHWM:     1234 kB`.
+fn parse_peak(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// `id (name) state ...`: behind the name, which may hold anything, user and system time are the 12th and 13th.
 fn parse_process(text: &str) -> Option<Duration> {
     let (_, fields) = text.rsplit_once(')')?;
@@ -53,6 +70,12 @@ mod tests {
         let text = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 1 0 100";
         assert_eq!(parse_process(text), Some(Duration::from_secs(2)));
         assert_eq!(parse_process(""), None);
+    }
+
+    #[test]
+    fn peak_memory_is_in_bytes() {
+        assert_eq!(parse_peak("VmPeak:\t  9 kB\nVmHWM:\t    20 kB\nVmRSS:\t 3 kB\n"), Some(20_480));
+        assert_eq!(parse_peak("VmRSS:\t 3 kB\n"), None);
     }
 
     #[test]

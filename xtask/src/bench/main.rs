@@ -7,12 +7,13 @@
 //!   main --> batched_comm (rows) --> pair, one per side --> child: this program again, as `peer PROTOCOL server|client`
 //!      |                                                       '--> protocols/{ours, streams, grpc, tcp}
 //!      '---> rafted_value (rows) --> cluster, one per side --> child, as `peer PROTOCOL ...`, or etcd
-//!                 |                                            '--> protocols/{raft, in_process, openraft_alone, etcd}
+//!                 |    '--> snapshots (rows)                    '--> protocols/{raft, shard, in_process, ...}
 //!                 '--> row: medians, ratio, target
 //! ```
 
 mod batched_comm;
 mod rafted_value;
+mod snapshots;
 mod side;
 mod cluster;
 mod child;

@@ -10,6 +10,7 @@
 //! It ends when its input does, and so with whoever started it.
 
 mod in_process;
+mod shard;
 mod raft;
 mod etcd;
 mod openraft_alone;
@@ -19,6 +20,7 @@ mod streams;
 mod tcp;
 mod tls;
 
+pub use shard::{KEYS as SHARD_KEYS, VALUE_BYTES as SHARD_VALUE_BYTES};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -94,6 +96,8 @@ pub enum Protocol {
     Tcp,
     /// rafted-value with its log on disk
     Raft,
+    /// rafted-value with a shard of raft-kv in its one group, its log on disk
+    Shard,
     /// rafted-value with nothing on disk
     RaftInMemory,
     /// rafted-value with nothing on disk, three replicas in the client's process
@@ -138,6 +142,7 @@ pub fn run(options: PeerOptions) -> Result<()> {
             (Role::Server, Protocol::Unary | Protocol::Streaming) => grpc::serve(&options).await,
             (Role::Server, Protocol::Tcp) => tcp::serve(&options).await,
             (Role::Server, Protocol::Raft | Protocol::RaftInMemory) => raft::serve(&options).await,
+            (Role::Server, Protocol::Shard) => shard::serve(&options).await,
             (Role::Server, Protocol::RaftInProcess | Protocol::OpenraftAlone | Protocol::Etcd) => {
                 bail!("this protocol has no server of its own")
             }
@@ -147,6 +152,7 @@ pub fn run(options: PeerOptions) -> Result<()> {
             (Role::Client, Protocol::Streaming) => work(grpc::connect_streaming(&options).await?).await,
             (Role::Client, Protocol::Tcp) => work(tcp::connect(&options).await?).await,
             (Role::Client, Protocol::Raft | Protocol::RaftInMemory) => raft::connect(&options).await,
+            (Role::Client, Protocol::Shard) => shard::connect(&options).await,
             (Role::Client, Protocol::RaftInProcess) => work(in_process::connect().await?).await,
             (Role::Client, Protocol::OpenraftAlone) => work(openraft_alone::connect().await?).await,
             (Role::Client, Protocol::Etcd) => work(etcd::connect(&options).await?).await,
@@ -158,7 +164,7 @@ pub fn run(options: PeerOptions) -> Result<()> {
 /// the client of etcd, too. Logs, and what applies commands, have their own threads.
 fn runtime(options: &PeerOptions) -> std::io::Result<Runtime> {
     match options.protocol {
-        Protocol::Raft | Protocol::RaftInMemory | Protocol::Etcd if options.groups == 1 => {
+        Protocol::Raft | Protocol::Shard | Protocol::RaftInMemory | Protocol::Etcd if options.groups == 1 => {
             Builder::new_current_thread().enable_all().build()
         }
         _ => Runtime::new(),

@@ -15,6 +15,7 @@ use super::load::{Kind, Work};
 use super::protocols;
 use super::row::{Rounds, Row, Target};
 use super::side::{Measured, at_least, at_most, describe, exactly, undisturbed};
+use super::snapshots;
 
 /// The size of what is written and read.
 const BYTES: usize = 64;
@@ -72,6 +73,10 @@ impl<'a> Bench<'a> {
         }
         // Nobody who is measured shares the machine with who was measured before.
         self.clusters.clear();
+        if self.options.wants(&snapshots::NAMES) {
+            println!("{} …", snapshots::NAMES.join(", "));
+            rows.extend(snapshots::measure(self.options, self.tls)?);
+        }
         if self.options.wants(&["memory-256-cpu"]) {
             println!("memory-256-cpu …");
             rows.extend(self.in_memory()?);
@@ -157,7 +162,9 @@ impl<'a> Bench<'a> {
         ])
     }
 
-    /// A sync serves all groups of a node. The value is that of all nodes together.
+    /// A sync serves all groups of a node. The value is that of all nodes together: how many entries come while a sync
+    /// lasts. Where syncs are fast and processors few, that is less than the clients that wait: most of them then wait for
+    /// a processor. (On a disk whose syncs last as long as clients take to come back, a test counts half of the clients.)
     fn entries_per_sync(&mut self) -> Result<Vec<Row>> {
         self.clusters.clear();
         let side = Side::Ours { groups: GROUPS };
