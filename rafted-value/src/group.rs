@@ -45,7 +45,7 @@ use crate::rpc::{Answer, ClusterTag};
 use crate::runtime::{self, watch};
 use crate::snapshot::ReadError as SnapshotError;
 use crate::status::{LogPosition, Member, ReplicaId, Role};
-use crate::store::{Running, Store};
+use crate::store::Store;
 use crate::transport::{Body, BoxFuture, Handler, Transport};
 use crate::value::{Context, Value};
 
@@ -79,8 +79,6 @@ struct Inner {
     spec: ReplicaSpec,
     /// Keeps the directory locked and the apply threads alive.
     store: Store,
-    /// Until the core has ended, no other may run over the same log.
-    running: Mutex<Option<Running>>,
     raft: Raft,
     shared: Arc<Shared>,
     installer: Installer,
@@ -114,7 +112,7 @@ impl UntypedReplica {
     ) -> Result<Self, StartError> {
         let group = spec.group.clone();
         let spec_is_alone = spec.is_alone;
-        let Some(running) = store.claim(spec.replica) else {
+        let Some(claim) = store.claim(spec.replica) else {
             return Err(StartError::Running { group, replica: spec.replica });
         };
         let shared = Shared::new(group.clone(), factory, store.clock().clone(), spec.config.clone());
@@ -158,7 +156,7 @@ impl UntypedReplica {
             traffic: store.traffic().clone(),
             transport: transport.clone(),
         };
-        let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone());
+        let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone()).claiming(claim);
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
@@ -193,7 +191,6 @@ impl UntypedReplica {
             inner: Arc::new(Inner {
                 spec,
                 store: store.clone(),
-                running: Mutex::new(Some(running)),
                 raft,
                 shared,
                 installer,
@@ -472,11 +469,6 @@ impl UntypedReplica {
 
     /// Stops the replica; what it has stored stays.
     pub async fn shutdown(&self) {
-        self.stop_core().await;
-        drop(self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-
-    async fn stop_core(&self) {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(group = %self.inner.spec.group, %error, "the replica did not stop cleanly");
         }

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::codec::Malformed;
 use crate::openraft_types::{Entry, LogId, Types, Vote, decode_payload, encode_payload, entry, log_id, vote};
+use crate::store::Running;
 use crate::threads::Threads;
 use crate::wal::{LogEntry, Position, ReplicaLogState, VoteRecord, Wal};
 
@@ -18,17 +19,29 @@ use crate::wal::{LogEntry, Position, ReplicaLogState, VoteRecord, Wal};
 const MAX_READ_BYTES: usize = 1 << 20;
 
 /// One replica's log.
-#[derive(Clone)]
 pub(crate) struct LogStore {
     wal: Wal,
     replica: u64,
     /// Where it waits for a disk.
     threads: Threads,
+    /// Of the one that openraft's core owns; readers have none, and may outlive the core.
+    #[allow(dead_code, reason = "held for its drop")]
+    claim: Option<Running>,
 }
 
 impl LogStore {
     pub(crate) fn new(wal: Wal, replica: u64, threads: Threads) -> Self {
-        Self { wal, replica, threads }
+        Self { wal, replica, threads, claim: None }
+    }
+
+    /// Keeps the replica from running a second time for as long as whoever writes here does.
+    pub(crate) fn claiming(self, claim: Running) -> Self {
+        Self { claim: Some(claim), ..self }
+    }
+
+    /// The same log, to be read.
+    fn reader(&self) -> Self {
+        Self::new(self.wal.clone(), self.replica, self.threads.clone())
     }
 
     fn state(&self) -> Result<ReplicaLogState, io::Error> {
@@ -94,9 +107,9 @@ impl RaftLogReader<Types> for LogStore {
         R: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (start, end) = bounds(&range);
-        let store = self.clone();
+        let store = self.reader();
         let steps = stream::try_unfold(start, move |next| {
-            let store = store.clone();
+            let store = store.reader();
             async move {
                 let entries = if next < end { store.read(next, end, MAX_READ_BYTES).await? } else { Vec::new() };
                 let Some(last) = entries.last() else { return Ok(None) };
@@ -127,7 +140,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn get_log_reader(&mut self) -> Self {
-        self.clone()
+        self.reader()
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {

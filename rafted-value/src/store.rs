@@ -51,7 +51,7 @@ struct Inner {
     running: Mutex<BTreeSet<ReplicaId>>,
 }
 
-/// A replica that runs; it may run again once this is dropped.
+/// A replica that runs; it may run again once this is dropped, which whoever writes its log does.
 pub(crate) struct Running {
     store: Store,
     replica: ReplicaId,

@@ -264,7 +264,7 @@ impl UntypedReplica {
     pub(crate) async fn retire(&self) -> Result<(), StoreError> {
         self.inner.store.note_removed(self.inner.spec.replica).await?;
         self.inner.removed.store(true, Ordering::Release);
-        self.stop_core().await;
+        self.shutdown().await;
         Ok(())
     }
 }

@@ -165,3 +165,19 @@ async fn settings_that_are_not_allowed_are_refused_before_they_are_logged() {
     replica.shutdown().await;
     store.close().await;
 }
+
+#[tokio::test]
+async fn a_replica_runs_again_only_once_its_core_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica(dir.path()).await;
+    let id = replica.spec().replica;
+    drop(replica);
+    // Nothing else has run on this thread since: the core is there, and could vote.
+    assert!(store.claim(id).is_none(), "a second core could have been started beside the first");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while store.claim(id).is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "the core does not end");
+        tokio::task::yield_now().await;
+    }
+    store.close().await;
+}
