@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::hook::{self, AnyHook, LeaderHook};
 use crate::pieces::{PieceError, PieceReader, PieceSink, PieceSource, PieceWriter};
 use crate::value::{Context, UpgradeError, Value, read_command};
-use crate::wire::{Wire, decode, encode};
+use crate::wire::{Wire, check, decode, encode};
 
 /// Why a command has no reply.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ pub struct ValueFactory {
     restore: Restore,
     version: u32,
     can_read: fn(u32, &[u8]) -> Result<(), UpgradeError>,
+    check: fn(&[u8]) -> Result<(), UpgradeError>,
     environment: Option<Arc<dyn Any + Send + Sync>>,
     hook: Option<Arc<dyn AnyHook>>,
 }
@@ -61,6 +62,7 @@ impl ValueFactory {
             can_read: |version, bytes| {
                 if version == V::VERSION { Ok(()) } else { upgraded::<V>(version, bytes).map(drop) }
             },
+            check: |bytes| Ok(contained(|| check::<V::Command>(bytes)).map_err(UpgradeError::Failed)??),
             environment,
             hook: None,
         }
@@ -92,7 +94,13 @@ impl ValueFactory {
         (self.restore)(version, source)
     }
 
-    /// Whether a command may be logged: one that this program cannot read would stop it.
+    /// Whether a command is one: of this program's version, or of another that it reads. What is none of its own version
+    /// fails alike wherever that version runs; a later program cannot tell it from what it has forgotten how to read.
+    pub(crate) fn check(&self, version: u32, payload: &[u8]) -> Result<(), UpgradeError> {
+        if version == self.version { (self.check)(payload) } else { self.can_read(version, payload) }
+    }
+
+    /// Whether a logged command can be applied: one that this program cannot read would stop it.
     pub(crate) fn can_read(&self, version: u32, payload: &[u8]) -> Result<(), UpgradeError> {
         (self.can_read)(version, payload)
     }

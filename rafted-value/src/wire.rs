@@ -56,14 +56,22 @@ pub(crate) fn encode_into<T: Wire>(value: &T, buffer: AlignedVec) -> Result<Alig
 
 /// Checks and decodes `bytes`. Bytes that are not aligned to 16 are copied first.
 pub fn decode<T: Wire>(bytes: &[u8]) -> Result<T, WireError> {
-    let decoded = if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {
-        rkyv::from_bytes::<T, RkyvError>(bytes)
-    } else {
-        let mut aligned = AlignedVec::<ALIGNMENT>::with_capacity(bytes.len());
-        aligned.extend_from_slice(bytes);
-        rkyv::from_bytes::<T, RkyvError>(&aligned)
-    };
-    decoded.map_err(|error| wire_error::<T>("decode", error))
+    aligned(bytes, rkyv::from_bytes::<T, RkyvError>).map_err(|error| wire_error::<T>("decode", error))
+}
+
+/// Checks `bytes` as [`decode`] does, and makes nothing of them.
+pub(crate) fn check<T: Wire>(bytes: &[u8]) -> Result<(), WireError> {
+    let access = |bytes: &[u8]| rkyv::access::<T::Archived, RkyvError>(bytes).map(drop);
+    aligned(bytes, access).map_err(|error| wire_error::<T>("decode", error))
+}
+
+fn aligned<T>(bytes: &[u8], read: impl FnOnce(&[u8]) -> T) -> T {
+    if bytes.as_ptr().align_offset(ALIGNMENT) == 0 {
+        return read(bytes);
+    }
+    let mut aligned = AlignedVec::<ALIGNMENT>::with_capacity(bytes.len());
+    aligned.extend_from_slice(bytes);
+    read(&aligned)
 }
 
 /// Declares types that travel in commands, replies, queries, answers and values.
@@ -108,6 +116,7 @@ mod tests {
             let mut shifted = vec![0_u8; shift];
             shifted.extend_from_slice(&bytes);
             assert_eq!(decode::<(u64, String)>(&shifted[shift..]).unwrap(), value, "shift {shift}");
+            check::<(u64, String)>(&shifted[shift..]).unwrap();
         }
     }
 
@@ -115,7 +124,9 @@ mod tests {
     fn garbage_is_an_error_not_a_panic() {
         for length in 0..64 {
             let garbage = vec![0xA5_u8; length];
-            assert!(decode::<(u64, String)>(&garbage).is_err(), "length {length}");
+            let decoded = decode::<(u64, String)>(&garbage).map(drop);
+            assert!(decoded.is_err(), "length {length}");
+            assert_eq!(check::<(u64, String)>(&garbage), decoded, "length {length}");
         }
     }
 }

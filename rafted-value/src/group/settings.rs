@@ -22,7 +22,7 @@ impl UntypedReplica {
         self.propose(encode_config_change(config, id), timeout).await.map(drop)
     }
 
-    /// A command that a replica cannot read would stop it: it must not get into the log.
+    /// A command that a replica cannot read would stop it, now or after an upgrade: it must not get into the log.
     pub(super) fn check_readable(&self, command: &Command) -> Result<(), ProposeError> {
         let malformed = |error: &dyn std::fmt::Display| {
             refused(NotHappened::Malformed(format!("this node cannot read the command: {error}")))
@@ -32,7 +32,7 @@ impl UntypedReplica {
             Recipient::Group => {
                 GroupConfig::decode(command.schema, &command.payload).map(drop).map_err(|error| malformed(&error))
             }
-            Recipient::Value => factory.can_read(command.schema, &command.payload).map_err(|error| match error {
+            Recipient::Value => factory.check(command.schema, &command.payload).map_err(|error| match error {
                 UpgradeError::UnknownVersion { found: version, .. } if version > factory.version() => {
                     refused(NotHappened::VersionNotReadable {
                         group: self.inner.spec.group.clone(),

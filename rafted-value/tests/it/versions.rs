@@ -2,11 +2,13 @@
 
 use rafted_value::{
     Clock, CommandError, GroupConfig, MembersError, NotHappened, Role, StartError, SystemClock, UpgradeError, Value,
-    ValueFactory, decode, decode_reply, encode,
+    ValueFactory, decode, decode_reply, encode, encode_command,
 };
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, eventually};
 
+/// Of an encoded command, before what the value is given.
+const HEADER_BYTES: usize = 64;
 const THREE: [&str; 3] = ["n1", "n2", "n3"];
 
 rafted_value::messages! {
@@ -207,4 +209,28 @@ async fn an_older_program_takes_no_entry_and_no_snapshot_that_it_cannot_read_and
         eventually("it has everything", || local(&cluster, "n4") == all).await;
         cluster.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_command_are_not_logged_so_that_no_later_program_meets_them() {
+    let mut cluster = Cluster::durable_as(&THREE, GroupConfig::default(), old()).await;
+    send::<Old>(&cluster, "n1", OldCommand::Add(1)).await.unwrap();
+    let leader = cluster.wait_leader().await;
+    let last = |cluster: &Cluster| cluster.nodes[&leader].replica.status().last_log_index;
+    let before = last(&cluster);
+    for length in [0, 1, 15, 16, 40] {
+        let mut bytes = encode_command::<Old>(&OldCommand::Add(2), None, 0).unwrap()[..HEADER_BYTES].to_vec();
+        bytes.resize(HEADER_BYTES + length, 0xA5);
+        let refused = cluster.client("n2").command(GROUP, bytes.into(), PATIENCE).await.unwrap_err();
+        assert!(matches!(refused, CommandError::NotHappened(NotHappened::Malformed(_))), "{length}: {refused}");
+    }
+    assert_eq!(last(&cluster), before, "nothing was logged");
+    for name in THREE {
+        cluster.stop(name).await;
+    }
+    for name in THREE {
+        cluster.start_as(name, new()).await.unwrap();
+    }
+    assert_eq!(send::<New>(&cluster, "n3", NewCommand::Add(2)).await.unwrap(), 2);
+    cluster.shutdown().await;
 }
