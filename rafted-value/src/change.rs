@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! add:     stale replica of the name --> (gone) --> learner --> has the entries --> voter, in place of those of its name
+//!          the leader's own name: replace it first
 //! remove:  voter --> (gone)      learner --> (gone)      the leader: replace it first
 //! ```
 //!
@@ -66,6 +67,10 @@ fn add(status: &Status, id: ReplicaId, member: &Member) -> Step {
     let same_name = |other: &ReplicaId| members.replicas.get(other).is_some_and(|other| other.name == member.name);
     if members.is_voter(id) {
         return Step::Refuse(MembershipError::AlreadyJoined { name: member.name.clone() });
+    }
+    // It would take the leader's place, which would remove itself: another leader lets it in.
+    if same_name(&status.replica) {
+        return Step::Refuse(MembershipError::IsLeader { name: member.name.clone() });
     }
     if !members.replicas.contains_key(&id) {
         // A replica that was let in and lost its disk before it had a vote.

@@ -80,6 +80,7 @@ fn a_change_is_made_step_by_step() {
     uncommitted.members.committed = false;
     let in_progress = Step::Refuse(MembershipError::ChangeInProgress);
     let already = Step::Refuse(MembershipError::AlreadyJoined { name: name("n2") });
+    let leads = Step::Refuse(MembershipError::IsLeader { name: name("n1") });
     let stranger = MembershipError::NotMember { name: name("n9"), members: vec![name("n1"), name("n2"), name("n3")] };
     let table = [
         ("a stranger is let in without a vote", group(3), add(4, "n4"), Step::AddLearner),
@@ -115,6 +116,13 @@ fn a_change_is_made_step_by_step() {
             silent(with_learner(group(3), 4, "n4", Some(LAST)), &[2, 3]),
             add(4, "n4"),
             too_few(2, 3, 4),
+        ),
+        ("one that has the leader's own name", group(3), add(4, "n1"), leads.clone()),
+        (
+            "one with a vote to come in the leader's place",
+            with_learner(group(3), 4, "n1", Some(LAST)),
+            add(4, "n1"),
+            leads,
         ),
         ("a member", group(3), add(2, "n2"), already),
         ("a member that is elsewhere now", group(3), moved, Step::Describe),
