@@ -43,20 +43,20 @@ pub enum NotHappened {
         /// How long it was tried.
         waited: Duration,
     },
-    /// The command is over the limit.
-    #[error("a command of {bytes} bytes was given, at most {max_bytes} are allowed")]
+    /// The command or query is over the limit.
+    #[error("{bytes} bytes were given, at most {max_bytes} are allowed; split it, or see the group's settings")]
     TooLarge {
         /// What was given.
         bytes: usize,
         /// What is allowed.
         max_bytes: usize,
     },
-    /// The queue is full.
-    #[error("group {group} has {queued} commands waiting, which is its limit; retry later")]
+    /// As many commands are under way as may be: at the group's leader, or from this process.
+    #[error("{queued} commands are under way, as many as group {group} or this process may have; retry later")]
     Overloaded {
         /// The group.
         group: String,
-        /// How many wait.
+        /// How many are under way.
         queued: usize,
     },
     /// The replica or group is not here or was stopped.

@@ -31,7 +31,7 @@ use crate::hook::{self, AnyHook, LeaderHook};
 use crate::quic::{QuicTransport, serve};
 use crate::rpc::ClusterTag;
 use crate::runtime;
-use crate::session::ClientSession;
+use crate::session::{ClientSession, MAX_OPEN_SERIALS, OpenCommand};
 use crate::status::{Member, Role, Status};
 use crate::store::Store;
 use crate::transport::Transport;
@@ -158,6 +158,13 @@ impl<V: Value> Replica<V> {
 }
 
 impl Inner {
+    /// Opens a serial for a command with this timeout, and waits for one no longer than that.
+    async fn open(&self, timeout: Duration) -> Result<OpenCommand, NotHappened> {
+        let opening = self.session.open(self.clock.wall(), timeout);
+        let overloaded = |_| NotHappened::Overloaded { group: self.group.clone(), queued: MAX_OPEN_SERIALS };
+        tokio::time::timeout(timeout, opening).await.map_err(overloaded)
+    }
+
     /// A removed member serves nobody, also not by way of the others.
     fn check_member(&self) -> Result<(), NotHappened> {
         if self.replica.status().role != Role::Removed {
@@ -362,8 +369,9 @@ impl<V: Value> CommandRequest<V> {
         let started = tokio::time::Instant::now();
         let mut is_first = true;
         let reply = loop {
-            let left = self.timeout.saturating_sub(started.elapsed());
-            let open = inner.session.open(inner.clock.wall(), left).await;
+            let left = || self.timeout.saturating_sub(started.elapsed());
+            let open = inner.open(left()).await?;
+            let left = left();
             let outcome = inner.client.typed_command::<V>(&inner.group, &self.command, Some(open.id()), 0, left).await;
             match outcome.inspect_err(|error| inner.session.learn_from(error, inner.clock.wall())) {
                 // It did not run, and the next serial has the right time.

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::{DEFAULT_TIMEOUT, Replica};
-use crate::clock::Clock;
 use crate::config::GroupConfig;
 use crate::error::CommandError;
 use crate::value::Value;
@@ -36,8 +35,10 @@ impl<V: Value> ConfigRequest<V> {
     async fn run(self) -> Result<(), CommandError> {
         let inner = &self.replica.inner;
         inner.check_member()?;
-        let open = inner.session.open(inner.clock.wall(), self.timeout).await;
-        inner.client.change_config(&inner.group, &self.config, open.id(), self.timeout).await
+        let started = tokio::time::Instant::now();
+        let open = inner.open(self.timeout).await?;
+        let left = self.timeout.saturating_sub(started.elapsed());
+        inner.client.change_config(&inner.group, &self.config, open.id(), left).await
     }
 }
 

@@ -4,7 +4,8 @@ use std::future::IntoFuture;
 use std::time::Duration;
 
 use rafted_value::{
-    CommandError, DeleteError, GroupConfig, MembershipError, NotHappened, QueryError, Replica, Role, StartError,
+    CommandError, DeleteError, GroupConfig, MAX_OPEN_SERIALS, MembershipError, NotHappened, QueryError, Replica, Role,
+    StartError,
 };
 
 use crate::cluster::{Command, Journal, PATIENCE, Query, eventually};
@@ -223,5 +224,27 @@ async fn a_builder_that_is_told_nothing_or_two_things_does_not_start() {
         assert!(matches!(refused, StartError::Invalid(_)), "{refused}");
     }
     endpoint.shutdown().await;
+    site.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_waits_for_a_serial_no_longer_than_its_timeout() {
+    let mut site = Site::memory();
+    // Without the other one there is no leader, and commands stay open.
+    site.start("n1", |builder, own| builder.member("n1", own).member("n2", ([127, 0, 0, 1], 1).into())).await;
+    let command = |timeout| site.replica("n1").command(Command::Add(1)).timeout(timeout).into_future();
+    let mut open: Vec<_> = (0..MAX_OPEN_SERIALS).map(|_| command(PATIENCE)).collect();
+    for command in &mut open {
+        assert!(futures_util::poll!(tokio::task::unconstrained(command)).is_pending());
+    }
+    let refused = tokio::time::timeout(PATIENCE, command(Duration::from_millis(50))).await.expect("its timeout holds");
+    let queued = MAX_OPEN_SERIALS;
+    assert_eq!(refused, Err(NotHappened::Overloaded { group: "journal".into(), queued }.into()));
+    let change = site.replica("n1").change_config(GroupConfig::default()).timeout(Duration::from_millis(50));
+    let refused = tokio::time::timeout(PATIENCE, change.into_future()).await.expect("its timeout holds");
+    assert_eq!(refused, Err(NotHappened::Overloaded { group: "journal".into(), queued }.into()));
+    drop(open);
+    let refused = command(Duration::from_millis(50)).await;
+    assert!(matches!(refused, Err(CommandError::NotHappened(NotHappened::NoLeader { .. }))), "{refused:?}");
     site.shutdown().await;
 }
