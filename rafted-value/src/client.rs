@@ -22,7 +22,7 @@ use crate::command::CommandId;
 use crate::config::{GroupConfig, LARGEST_COMMAND_BYTES};
 use crate::encoding::{encode_command, encode_command_as, encode_config_change};
 use crate::error::{CommandError, NotHappened, QueryError, UnknownOutcome};
-use crate::group::UntypedReplica;
+use crate::group::{UntypedReplica, check_length};
 use crate::proposer::ProposeError;
 use crate::reader::ReadError;
 use crate::rpc::{Answer, ClusterTag, Envelope, Request, RequestBody};
@@ -171,8 +171,9 @@ impl GroupClient {
         self.command(group, encode_config_change(config, id), timeout).await.map(drop)
     }
 
-    /// Gets an encoded query answered, linearizably.
+    /// Gets an encoded query of at most [`MAX_QUERY_BYTES`](crate::MAX_QUERY_BYTES) answered, linearizably.
     pub async fn query(&self, group: &str, query: Bytes, timeout: Duration) -> Result<Bytes, QueryError> {
+        check_length(&query)?;
         let deadline = deadline_in(timeout);
         let mut search = Search::new(self, group, deadline);
         while let Some((node, patience)) = search.next().await {
@@ -200,6 +201,7 @@ impl GroupClient {
         max: Duration,
         timeout: Duration,
     ) -> Result<Bytes, QueryError> {
+        check_length(&query)?;
         let mut search = Search::new(self, group, deadline_in(timeout));
         search.hint = self.route.local(group).map(|_| self.route.here().to_owned());
         while let Some((node, patience)) = search.next().await {

@@ -175,6 +175,8 @@ const MAX_QUEUED_COMMANDS: usize = 1 << 20;
 const MAX_SNAPSHOT_AFTER_ENTRIES: u64 = 1_000_000_000;
 /// What no group allows more than: the transport carries 8 MiB.
 pub(crate) const LARGEST_COMMAND_BYTES: usize = 4 << 20;
+/// The largest encoded query: one that every transport carries, as the largest command.
+pub const MAX_QUERY_BYTES: usize = LARGEST_COMMAND_BYTES;
 /// How long one snapshot may take to be sent and installed.
 pub(crate) const INSTALL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ENTRIES_PER_APPEND: u64 = 1_024;

@@ -7,6 +7,7 @@
 //! ```
 
 mod changes;
+mod queries;
 mod settings;
 mod seeing;
 mod answering;
@@ -18,17 +19,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use openraft::ChangeMembers;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 pub(crate) use self::changes::Changed;
 use self::changes::Succession;
+pub(crate) use self::queries::check_length;
 use crate::any_value::ValueFactory;
 use crate::change;
 use crate::command::{self, Command, HEADER_BYTES};
 use crate::compactor;
 use crate::config::GroupConfig;
-use crate::error::{CommandError, InitializeError, MembersError, NotHappened, QueryError, StartError, UnknownOutcome};
+use crate::error::{CommandError, InitializeError, MembersError, NotHappened, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
 use crate::hook_runner;
 use crate::installer::Installer;
@@ -39,7 +41,7 @@ use crate::network::Network;
 use crate::peers::Peers;
 use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
 use crate::readable;
-use crate::reader::{self, Read, ReadError};
+use crate::reader::{self, Read};
 use crate::roster::Roster;
 use crate::rpc::{Answer, ClusterTag};
 use crate::runtime::{self, watch};
@@ -48,9 +50,6 @@ use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::Store;
 use crate::transport::{Body, BoxFuture, Handler, Transport};
 use crate::value::{Context, Value};
-
-/// Queries that may wait for a round at one replica; one more waits outside.
-const MAX_QUEUED_QUERIES: usize = 16_384;
 
 /// Which replica to start.
 #[derive(Debug, Clone)]
@@ -88,6 +87,7 @@ struct Inner {
     proposals: mpsc::UnboundedSender<Proposal>,
     limits: Limits,
     reads: mpsc::Sender<Read>,
+    query_bytes: Arc<Semaphore>,
     freshness: Arc<Freshness>,
     /// That entries which it cannot read are refused is said once.
     warned_unreadable: AtomicBool,
@@ -163,7 +163,7 @@ impl UntypedReplica {
         let installer = Installer { group: spec.group.clone(), raft: raft.clone(), shared: shared.clone(), snapshots };
         let (proposals, proposal_queue) = mpsc::unbounded_channel();
         let limits = Limits::new();
-        let (reads, read_queue) = mpsc::channel(MAX_QUEUED_QUERIES);
+        let (reads, read_queue) = mpsc::channel(queries::MAX_QUEUED);
         let heard_at = u64::try_from(store.clock().monotonic().as_micros()).unwrap_or(u64::MAX);
         let mut tasks = JoinSet::new();
         if let Some((hook, calls)) = hook {
@@ -198,6 +198,7 @@ impl UntypedReplica {
                 proposals,
                 limits,
                 reads,
+                query_bytes: Arc::new(Semaphore::new(queries::MAX_BYTES_UNDER_WAY)),
                 freshness,
                 warned_unreadable: AtomicBool::new(false),
                 is_alone: spec_is_alone,
@@ -241,9 +242,10 @@ impl UntypedReplica {
         self.inner.shared.with_value(|value, context| value.as_any().downcast_ref().map(|value| read(value, context)))
     }
 
-    /// The largest encoded command that this replica takes, without its header.
+    /// The largest encoded command that the group may take, without its header: it may have agreed on other settings than
+    /// this replica was started with, and go back to them while this one lags.
     pub(crate) fn max_command_bytes(&self) -> usize {
-        self.inner.spec.config.max_command_bytes()
+        self.inner.shared.config().max_command_bytes().max(self.inner.spec.config.max_command_bytes())
     }
 
     /// Proposes an encoded command; only the leader takes it. The reply comes once it is durable on a majority
@@ -251,10 +253,10 @@ impl UntypedReplica {
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Bytes, ProposeError> {
         let config = self.inner.shared.config();
         let max_bytes = config.max_command_bytes();
-        let is_short = command.len() <= max_bytes.saturating_add(HEADER_BYTES);
+        let bytes = command.len().saturating_sub(HEADER_BYTES);
         // Settings are short enough, or malformed: they must get through whatever the settings are.
-        if !is_short && command::schema(&command).is_some() {
-            return Err(refused(NotHappened::TooLarge { bytes: command.len(), max_bytes }));
+        if bytes > max_bytes && command::schema(&command).is_some() {
+            return Err(refused(NotHappened::TooLarge { bytes, max_bytes }));
         }
         // Refused here, above openraft, whose core ends on any storage error.
         if self.inner.store.wal().is_full() {
@@ -279,55 +281,6 @@ impl UntypedReplica {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(unknown(UnknownOutcome::Interrupted("the replica stopped".into()))),
             Err(_) => Err(unknown(UnknownOutcome::Timeout(timeout))),
-        }
-    }
-
-    /// Answers an encoded query linearizably; only the leader can.
-    pub async fn read(&self, query: Bytes, timeout: Duration) -> Result<Bytes, ReadError> {
-        let stopped = || {
-            let (group, reason) = (self.inner.spec.group.clone(), "the replica was stopped".to_owned());
-            ReadError::Query(NotHappened::Stopped { group, reason }.into())
-        };
-        let ask = async {
-            let (answer, answered) = oneshot::channel();
-            self.inner.reads.send(Read::Query { query, answer }).await.map_err(|_| stopped())?;
-            answered.await.unwrap_or_else(|_| Err(stopped()))
-        };
-        tokio::time::timeout(timeout, ask).await.unwrap_or(Err(ReadError::NoAnswer { waited: timeout }))
-    }
-
-    /// Answers an encoded query from what this replica has applied, which may be old.
-    pub async fn read_any(&self, query: Bytes) -> Result<Bytes, QueryError> {
-        let shared = self.inner.shared.clone();
-        let answer = self.inner.store.threads().run(move || shared.query(&query)).await;
-        match answer {
-            Ok(answer) => answer.map_err(QueryError::Failed),
-            Err(error) => {
-                let group = self.inner.spec.group.clone();
-                Err(NotHappened::Stopped { group, reason: error.to_string() }.into())
-            }
-        }
-    }
-
-    /// Answers an encoded query from this replica's own value, once it is proven to have all that was committed `max`
-    /// before the call, by this node's monotonic clock (which stands still while a machine is suspended). `Duration::ZERO`
-    /// makes it linearizable. The proof is the leader's ReadIndex; queries share it, and it is used again while it is
-    /// young enough.
-    pub async fn read_with_staleness(
-        &self,
-        query: Bytes,
-        max: Duration,
-        timeout: Duration,
-    ) -> Result<Bytes, QueryError> {
-        let group = || self.inner.spec.group.clone();
-        let needed = self.inner.shared.monotonic().saturating_sub(max);
-        let reached = self.inner.freshness.reached(needed, self.inner.shared.applied_count());
-        match tokio::time::timeout(timeout, reached).await {
-            Ok(Ok(())) => self.read_any(query).await,
-            Ok(Err(freshness::Crowded)) => {
-                Err(NotHappened::Overloaded { group: group(), queued: freshness::MAX_WAITING }.into())
-            }
-            Err(_) => Err(NotHappened::Stale { group: group(), max, waited: timeout }.into()),
         }
     }
 

@@ -62,7 +62,7 @@ pub use crate::client::{GroupClient, Route, deadline_in};
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::codec::Malformed;
 pub use crate::command::{CommandId, SessionId};
-pub use crate::config::{ConfigError, GroupConfig};
+pub use crate::config::{ConfigError, GroupConfig, MAX_QUERY_BYTES};
 pub use crate::encoding::{
     decode_answer, decode_reply, encode_command, encode_command_as, encode_config_change, encode_query,
 };

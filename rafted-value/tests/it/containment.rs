@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rafted_value::{
-    Clock, ClusterTag, CommandError, GroupConfig, NotHappened, PieceError, PieceWriter, QueryError, ReplicaSpec, Role,
-    SystemClock, UntypedReplica, Value, ValueFactory, decode_answer, decode_reply, encode_command, encode_query,
+    Clock, ClusterTag, CommandError, GroupConfig, MAX_QUERY_BYTES, NotHappened, PieceError, PieceWriter, QueryError,
+    ReplicaSpec, Role, SystemClock, UntypedReplica, Value, ValueFactory, decode_answer, decode_reply, encode_command,
+    encode_query,
 };
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, eventually};
@@ -237,5 +238,28 @@ async fn a_command_that_is_too_large_is_refused_before_it_is_sent() {
     let CommandError::NotHappened(NotHappened::TooLarge { max_bytes: 64, .. }) = &error else { panic!("{error}") };
     assert_eq!(cluster.hub.sent(follower, &leader), sent, "it did not travel");
     assert_eq!(last(&leader), before, "it was not logged");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_that_is_too_large_is_refused_before_it_is_sent_and_by_every_replica() {
+    let cluster = Cluster::durable_as(&THREE, GroupConfig::default(), ValueFactory::of::<Rude>(None)).await;
+    let leader = cluster.wait_leader().await;
+    let follower = THREE.iter().find(|name| **name != leader).unwrap();
+    let long = bytes::Bytes::from(vec![0; MAX_QUERY_BYTES + 1]);
+    let too_large = NotHappened::TooLarge { bytes: MAX_QUERY_BYTES + 1, max_bytes: MAX_QUERY_BYTES };
+    let client = cluster.client(follower);
+    let refused = client.query(GROUP, long.clone(), PATIENCE).await;
+    assert_eq!(refused, Err(too_large.clone().into()));
+    let refused = client.query_with_staleness(GROUP, long.clone(), PATIENCE, PATIENCE).await;
+    assert_eq!(refused, Err(too_large.clone().into()));
+    // Of those that ask in other ways, too.
+    let replica = &cluster.nodes[&leader].replica;
+    assert_eq!(replica.read(long.clone(), PATIENCE).await, Err(QueryError::from(too_large.clone()).into()));
+    assert_eq!(replica.read_any(long.clone()).await, Err(too_large.clone().into()));
+    assert_eq!(replica.read_with_staleness(long, PATIENCE, PATIENCE).await, Err(too_large.into()));
+    // One that is just short enough reaches the value, which does not know it.
+    let short = bytes::Bytes::from(vec![0xFF; MAX_QUERY_BYTES]);
+    assert!(matches!(client.query(GROUP, short, PATIENCE).await, Err(QueryError::Failed(_))));
     cluster.shutdown().await;
 }

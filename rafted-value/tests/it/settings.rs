@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rafted_value::{
     Clock, CommandError, GroupConfig, NotHappened, ProposeError, Role, Status, SystemClock, encode_command,
     encode_config_change,
@@ -121,6 +122,18 @@ async fn a_command_over_the_agreed_bound_is_refused_by_every_member_until_it_is_
     // The settings themselves are larger than that.
     change(&cluster, "n2", &GroupConfig::default()).await.unwrap();
     cluster.client("n3").command(GROUP, command, PATIENCE).await.unwrap();
+    let more = 2 * GroupConfig::default().max_command_bytes();
+    change(&cluster, "n2", &GroupConfig::default().with_max_command_bytes(more).unwrap()).await.unwrap();
+    let large =
+        Bytes::from([&encode_command::<Journal>(&Command::Add(1), None, 0).unwrap()[..64], &vec![0xA5; more]].concat());
+    for name in THREE {
+        eventually("it has them", || status(&cluster, name).config.max_command_bytes() == more).await;
+        let unread = cluster.client(name).command(GROUP, large.clone(), PATIENCE).await.unwrap_err();
+        assert!(
+            matches!(unread, CommandError::NotHappened(NotHappened::Malformed(_))),
+            "it was not too large: {unread}"
+        );
+    }
     cluster.shutdown().await;
 }
 
