@@ -4,6 +4,7 @@
 //! members changed -----------------------------------------> tell the network where they are
 //! it is elsewhere than the members say --------------------> tell the leader
 //! it leads, and a change of members stays half done -------> finish it
+//! it leads, and a member does not answer ------------------> tell that one where the leader is
 //! no leader is heard, or it is no member any more ---------> ask the others; not a member, says a leader: retire
 //! the group goes on as a later incarnation ----------------> retire
 //! ```
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::change::Change;
 use crate::client::{GroupClient, Route};
-use crate::group::UntypedReplica;
+use crate::group::{ReplicaSpec, UntypedReplica};
 use crate::rpc::{Answer, Envelope, Request, RequestBody};
 use crate::status::{LogPosition, Member, Role, Status};
 use crate::transport::Transport;
@@ -52,6 +53,8 @@ struct Memory {
     was_member: bool,
     /// The half-done change, and since when it stands.
     joint: Option<(LogPosition, Instant)>,
+    /// When members that do not answer were told last who leads.
+    introduced: Option<Instant>,
 }
 
 impl Caretaker {
@@ -66,6 +69,7 @@ impl Caretaker {
             self.introduce(&status, &mut memory);
             self.finish_joint(&status, &mut memory).await;
             let is_elsewhere = self.tell_address(&status).await;
+            let is_unanswered = self.introduce_myself(&status, &mut memory).await;
             let may_be_removed = self.may_be_removed(&status, &mut memory);
             if may_be_removed && self.is_removed(&status).await {
                 match self.replica.retire().await {
@@ -76,7 +80,7 @@ impl Caretaker {
                     Err(error) => tracing::warn!(%error, "that this member was removed could not be written down"),
                 }
             }
-            let is_busy = has_changed || memory.joint.is_some() || is_elsewhere || may_be_removed;
+            let is_busy = has_changed || memory.joint.is_some() || is_elsewhere || is_unanswered || may_be_removed;
             let silent_for = self.replica.leader_silent_for();
             let pause = until_next_look(is_busy, status.role, silent_for, self.silence());
             match tokio::time::timeout(pause, changes.changed()).await {
@@ -126,9 +130,35 @@ impl Caretaker {
         is_elsewhere
     }
 
+    /// Whether a member does not answer this leader, which tells it then where it is: a member that has restarted takes no
+    /// part before it has heard from the others, and those that its log names may all be gone.
+    async fn introduce_myself(&self, status: &Status, memory: &mut Memory) -> bool {
+        let is_unanswered = status.role == Role::Leader && !status.unresponsive.is_empty();
+        let is_early = memory.introduced.is_some_and(|at| at.elapsed() < MIN_SILENCE);
+        if !is_unanswered || is_early {
+            return is_unanswered;
+        }
+        let silent = status.unresponsive.keys().filter_map(|id| Some((id, status.members.replicas.get(id)?)));
+        let telling = silent.map(|(&id, member)| {
+            let mut envelope = self.envelope();
+            envelope.to = Some(id);
+            let request = Request { envelope, body: RequestBody::Introduce(self.me.clone()) };
+            self.transport.call(&member.name, request.encode(), PATIENCE)
+        });
+        // Whoever did not get it is told again.
+        futures_util::future::join_all(telling).await;
+        memory.introduced = Some(Instant::now());
+        true
+    }
+
+    fn envelope(&self) -> Envelope {
+        let ReplicaSpec { cluster, incarnation, replica, group, .. } = self.replica.spec().clone();
+        Envelope { cluster, incarnation, from: Some(replica), to: None, group }
+    }
+
     /// Whether it is time to ask.
     fn may_be_removed(&self, status: &Status, memory: &mut Memory) -> bool {
-        if matches!(status.role, Role::Leader | Role::Stopped | Role::Removed) {
+        if matches!(status.role, Role::Leader | Role::Stopped | Role::Removed | Role::RolledBack) {
             return false;
         }
         let is_member = status.members.replicas.contains_key(&status.replica);
@@ -142,14 +172,8 @@ impl Caretaker {
     async fn is_removed(&self, status: &Status) -> bool {
         let spec = self.replica.spec();
         for member in status.members.replicas.values().filter(|member| member.name != self.me.name) {
-            let envelope = Envelope {
-                cluster: spec.cluster,
-                incarnation: spec.incarnation,
-                from: Some(spec.replica),
-                to: None,
-                group: spec.group.clone(),
-            };
-            let request = Request { envelope, body: RequestBody::Seat { replica: spec.replica.get() } };
+            let request =
+                Request { envelope: self.envelope(), body: RequestBody::Seat { replica: spec.replica.get() } };
             let answer = self.transport.call(&member.name, request.encode(), PATIENCE).await;
             match answer.map(Answer::decode) {
                 Ok(Ok(Answer::Seat { member })) => return !member,

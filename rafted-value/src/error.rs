@@ -414,6 +414,14 @@ pub enum StoreError {
         /// Who asked.
         given: String,
     },
+    /// It was put back from an older copy of itself: it lacks votes and entries that others count on.
+    #[error(
+        "{path} was rolled back to an older copy, members of its groups know more of it than is in it; wipe it, and the node joins as new", path = path.display()
+    )]
+    RolledBack {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file is not what it was when it was written, or was written by a newer program.
     #[error("{file}, byte {offset}: {reason}; restore the directory, or wipe it so that the node joins as new", file = file.display())]
     Damaged {

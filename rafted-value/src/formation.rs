@@ -92,6 +92,9 @@ impl Formation {
         let mut rounds_initialized = 0;
         let mut changes = self.replica.status_changes();
         let mut was_admitted = false;
+        if !self.replica.takes_part().await {
+            return;
+        }
         // Who it was with is in its log; raft tells of it a moment after its start, and until then it looks like new.
         while self.replica.has_log() && self.replica.status().members.position.is_none() {
             if !changes.changed().await {

@@ -11,6 +11,7 @@ mod queries;
 mod settings;
 mod seeing;
 mod answering;
+mod participation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -24,6 +25,8 @@ use tokio::task::JoinSet;
 
 pub(crate) use self::changes::Changed;
 use self::changes::Succession;
+pub(crate) use self::participation::Part;
+use self::participation::Participation;
 pub(crate) use self::queries::check_length;
 use crate::any_value::ValueFactory;
 use crate::change;
@@ -95,6 +98,7 @@ struct Inner {
     is_alone: bool,
     /// The group removed it.
     removed: AtomicBool,
+    participation: Participation,
     succession: Succession,
     /// When a leader was heard last, in microseconds of the store's clock.
     heard_at: AtomicU64,
@@ -105,6 +109,17 @@ struct Inner {
 impl UntypedReplica {
     /// Starts a replica from what the store has of it: its newest snapshot, then its log.
     pub async fn start(
+        store: &Store,
+        spec: ReplicaSpec,
+        factory: ValueFactory,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        Self::start_as(Part::Takes, store, spec, factory, transport).await
+    }
+
+    /// As [`UntypedReplica::start`]; one that waits is told later whether it takes part.
+    pub(crate) async fn start_as(
+        part: Part,
         store: &Store,
         spec: ReplicaSpec,
         factory: ValueFactory,
@@ -144,10 +159,10 @@ impl UntypedReplica {
             opened.map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })??;
         // Settings at the end of the log may not be committed; of what openraft keeps of them, none can do harm.
         let core_config = logged.unwrap_or_else(|| GroupConfig::clone(&shared.config()));
-        let config = core_config
-            .to_openraft(&group)
-            .validate()
-            .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
+        let mut config = core_config.to_openraft(&group);
+        config.enable_elect = part == Part::Takes;
+        let config =
+            config.validate().map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
         let network = Network {
             cluster: spec.cluster,
             incarnation: spec.incarnation,
@@ -203,6 +218,7 @@ impl UntypedReplica {
                 warned_unreadable: AtomicBool::new(false),
                 is_alone: spec_is_alone,
                 removed: AtomicBool::new(false),
+                participation: Participation::new(part),
                 succession: Succession::default(),
                 heard_at: AtomicU64::new(heard_at),
                 tasks: Mutex::new(tasks),
@@ -362,6 +378,9 @@ impl UntypedReplica {
     /// Asks for an election now, instead of after a silence. The pre-vote keeps it from deposing a leader
     /// that a majority hears.
     pub async fn elect(&self) {
+        if self.part() != Part::Takes {
+            return;
+        }
         // A stopped replica elects nobody.
         let _ = self.inner.raft.trigger().elect(true).await;
     }

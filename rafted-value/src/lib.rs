@@ -12,6 +12,8 @@ mod quic;
 #[cfg(feature = "quic")]
 mod caretaker;
 #[cfg(feature = "quic")]
+mod returning;
+#[cfg(feature = "quic")]
 mod formation;
 mod client;
 mod group;
@@ -38,6 +40,8 @@ mod node_file;
 mod recovery;
 mod rpc;
 mod change;
+mod verdict;
+mod starts;
 mod openraft_types;
 mod session;
 mod sessions;

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! "rfnode" 0 format | node id u64 | boot u64 | name | cluster? (id u128, generation u64) | extra
-//!                   | founders: count u32, (group, replica u64) .. | removed: count u32, replica u64 .. | CRC32C u32
+//!                   | founders: count u32, (group, replica u64) .. | removed: count u32, replica u64 ..
+//!                   | starts: count u32, (boot u64, number u64) .. | seen: count u32, (node id u64, boot u64, number u64) ..
+//!                   | rolled back u8 | CRC32C u32
 //! ```
 //!
 //! It is replaced as a whole: written under another name, synced, renamed, the directory synced.
@@ -15,9 +17,10 @@ use crate::codec::{Malformed, Reader, Writer};
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::rpc::ClusterTag;
+use crate::starts::{Start, Starts};
 
 const FILE: &str = "node";
-const MAGIC: [u8; 8] = *b"rfnode\0\x02";
+const MAGIC: [u8; 8] = *b"rfnode\0\x03";
 /// Where the format stands in it; every format ends with the same checksum.
 const FORMAT_AT: usize = 7;
 /// Far above what a name and a node's addresses take.
@@ -34,6 +37,12 @@ pub(crate) struct NodeFile {
     pub(crate) founders: BTreeMap<String, u64>,
     /// Replicas here that their lone groups have removed, until they are deleted.
     pub(crate) removed: BTreeSet<u64>,
+    /// The starts of this directory.
+    pub(crate) starts: Starts,
+    /// The latest start of each other node that its replicas of lone groups have told.
+    pub(crate) seen: BTreeMap<u64, Start>,
+    /// Members of a lone group know more of this directory than is in it.
+    pub(crate) rolled_back: bool,
 }
 
 impl NodeFile {
@@ -48,7 +57,23 @@ impl NodeFile {
             extra: Vec::new(),
             founders: BTreeMap::new(),
             removed: BTreeSet::new(),
+            starts: Starts::default(),
+            seen: BTreeMap::new(),
+            rolled_back: false,
         }
+    }
+
+    /// A node that keeps nothing: its memory is another one at every start.
+    pub(crate) fn of_memory(name: &str) -> Self {
+        let mut node = Self { boot: crate::runtime::random::<u64>() >> 1, ..Self::mint(name) };
+        node.start();
+        node
+    }
+
+    /// One more start.
+    pub(crate) fn start(&mut self) {
+        self.boot += 1;
+        self.starts.add(Start { boot: self.boot, number: crate::runtime::random() });
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -69,6 +94,14 @@ impl NodeFile {
         }
         writer.length(self.removed.len());
         self.removed.iter().for_each(|&replica| writer.u64(replica));
+        writer.length(self.starts.iter().len());
+        self.starts.iter().for_each(|start| write_start(&mut writer, start));
+        writer.length(self.seen.len());
+        for (node, start) in &self.seen {
+            writer.u64(*node);
+            write_start(&mut writer, *start);
+        }
+        writer.u8(u8::from(self.rolled_back));
         let mut bytes = writer.into_bytes().to_vec();
         let checksum = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
@@ -103,6 +136,9 @@ impl NodeFile {
             extra: reader.slice()?.to_vec(),
             founders: BTreeMap::new(),
             removed: BTreeSet::new(),
+            starts: Starts::default(),
+            seen: BTreeMap::new(),
+            rolled_back: false,
         };
         for _ in 0..reader.count(12)? {
             node.founders.insert(reader.string()?, reader.u64()?);
@@ -110,8 +146,24 @@ impl NodeFile {
         for _ in 0..reader.count(8)? {
             node.removed.insert(reader.u64()?);
         }
+        for _ in 0..reader.count(16)? {
+            node.starts.add(read_start(reader)?);
+        }
+        for _ in 0..reader.count(24)? {
+            node.seen.insert(reader.u64()?, read_start(reader)?);
+        }
+        node.rolled_back = reader.u8()? != 0;
         Ok(node)
     }
+}
+
+fn write_start(writer: &mut Writer, start: Start) {
+    writer.u64(start.boot);
+    writer.u64(start.number);
+}
+
+fn read_start(reader: &mut Reader) -> Result<Start, Malformed> {
+    Ok(Start { boot: reader.u64()?, number: reader.u64()? })
 }
 
 /// Why bytes are no node file of this program's.
@@ -150,7 +202,10 @@ pub(crate) fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<NodeFile, 
     if node.name != name {
         return Err(StoreError::WrongName { path: dir.to_owned(), found: node.name, given: name.to_owned() });
     }
-    node.boot += 1;
+    if node.rolled_back {
+        return Err(StoreError::RolledBack { path: dir.to_owned() });
+    }
+    node.start();
     write(disk, dir, &node)?;
     Ok(node)
 }
@@ -212,6 +267,30 @@ mod tests {
         let second = open(&RealDisk, dir.path(), "n1").unwrap();
         assert_eq!((first.boot, second.boot), (1, 2));
         assert_eq!(first.node_id, second.node_id);
+        assert_eq!(second.starts.latest().boot, 2);
+        assert!(!second.starts.lack(first.starts.latest()), "it remembers its starts");
+    }
+
+    #[test]
+    fn everything_is_read_as_it_was_written() {
+        let mut node = NodeFile::mint("n1");
+        node.start();
+        node.cluster = Some(ClusterTag { id: 3, generation: 4 });
+        node.extra = vec![1, 2];
+        node.founders.insert("jobs".into(), 5);
+        node.removed.insert(6);
+        node.seen.insert(7, Start { boot: 8, number: 9 });
+        node.rolled_back = true;
+        assert_eq!(NodeFile::decode(node.encode()).unwrap(), node);
+    }
+
+    #[test]
+    fn a_directory_that_was_rolled_back_is_not_opened() {
+        let dir = dir();
+        let node = NodeFile { rolled_back: true, ..NodeFile::mint("n1") };
+        write(&RealDisk, dir.path(), &node).unwrap();
+        let error = open(&RealDisk, dir.path(), "n1").unwrap_err();
+        assert!(matches!(&error, StoreError::RolledBack { .. }) && error.to_string().contains("wipe it"), "{error}");
     }
 
     #[test]

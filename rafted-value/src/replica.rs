@@ -26,9 +26,10 @@ use crate::config::GroupConfig;
 use crate::encoding::{decode_answer, decode_reply, encode_query};
 use crate::error::{CommandError, NotHappened, QueryError, StartError, UnknownOutcome};
 use crate::formation::{Entrance, Formation, discover_incarnation};
-use crate::group::{ReplicaSpec, UntypedReplica};
+use crate::group::{Part, ReplicaSpec, UntypedReplica};
 use crate::hook::{self, AnyHook, LeaderHook};
 use crate::quic::{QuicTransport, serve};
+use crate::returning::Returning;
 use crate::rpc::ClusterTag;
 use crate::runtime;
 use crate::session::{ClientSession, MAX_OPEN_SERIALS, OpenCommand};
@@ -36,6 +37,7 @@ use crate::status::{Member, Role, Status};
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::value::Value;
+use crate::verdict::Told;
 
 /// How long a command or query may take unless it says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -167,10 +169,15 @@ impl Inner {
 
     /// A removed member serves nobody, also not by way of the others.
     fn check_member(&self) -> Result<(), NotHappened> {
-        if self.replica.status().role != Role::Removed {
-            return Ok(());
-        }
-        let reason = "this member was removed from the group; delete its data and join again, or ask another node";
+        let reason = match self.replica.status().role {
+            Role::Removed => {
+                "this member was removed from the group; delete its data and join again, or ask another node"
+            }
+            Role::RolledBack => {
+                "this member's directory was rolled back to an older copy; wipe it and join as new, or ask another node"
+            }
+            _ => return Ok(()),
+        };
         Err(NotHappened::Stopped { group: self.group.clone(), reason: reason.into() })
     }
 }
@@ -249,6 +256,11 @@ impl<V: Value> ReplicaBuilder<V> {
             endpoint.set_peer(&peer, vec![*address]);
             others.insert(name.clone(), vec![*address]);
         }
+        let names = others.keys().cloned().collect();
+        let told = match entrance {
+            Entrance::Founding { .. } => Told::Founders(names),
+            Entrance::Joining | Entrance::Waiting => Told::Sponsors(names),
+        };
         let me = self.me(&here, store, endpoint);
         let replica = self.start_replica(store, endpoint).await?;
         let mut tasks = JoinSet::new();
@@ -268,6 +280,9 @@ impl<V: Value> ReplicaBuilder<V> {
             client: client_of,
         };
         runtime::spawn_on(&mut tasks, formation.run());
+        let returning =
+            Returning { replica: replica.clone(), told, route: route.clone(), transport: transport.clone() };
+        runtime::spawn_on(&mut tasks, returning.run());
         let caretaker = Caretaker {
             replica: replica.clone(),
             me,
@@ -345,7 +360,9 @@ impl<V: Value> ReplicaBuilder<V> {
             is_alone: true,
         };
         let factory = ValueFactory::of::<V>(self.environment.clone()).hooked(self.hook.clone());
-        UntypedReplica::start(store, spec, factory, transport).await
+        // What was made just now can have forgotten nothing.
+        let part = if store.is_new(replica) { Part::Takes } else { Part::Waits };
+        UntypedReplica::start_as(part, store, spec, factory, transport).await
     }
 }
 

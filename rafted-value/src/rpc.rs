@@ -9,11 +9,13 @@
 //! clients may say. A receiver that does not host exactly that replica answers `WrongReplica`.
 
 mod membership;
-
 mod outcome;
+mod returning;
 
 use bytes::Bytes;
 
+use self::outcome::{read_not_happened, read_unknown, write_not_happened, write_unknown};
+pub(crate) use self::returning::Seen;
 use crate::change::Change;
 use crate::codec::{Malformed, Reader, Writer};
 use crate::error::{CommandError, MembershipError, NotHappened, QueryError, UnknownOutcome};
@@ -21,6 +23,7 @@ use crate::openraft_types::{
     LogId, SnapshotMeta, StoredMembership, Vote, read_log_id, read_membership, read_vote, write_log_id,
     write_membership, write_vote,
 };
+use crate::starts::Start;
 use crate::status::{Member, ReplicaId};
 use crate::value::LogTime;
 
@@ -117,6 +120,15 @@ pub(crate) enum RequestBody {
     Seat {
         replica: u64,
     },
+    /// This is the start of my directory: remember it, in place of this one, which is its own, and say which one you
+    /// know.
+    Returned {
+        node: u64,
+        start: Start,
+        after: Option<Start>,
+    },
+    /// From a leader whom the receiver does not answer: this is where I am.
+    Introduce(Member),
 }
 
 /// Which snapshot: two of one state have different bytes.
@@ -201,6 +213,8 @@ pub(crate) enum Answer {
     Seat {
         member: bool,
     },
+    /// What is known of a directory that has started.
+    Seen(Seen),
 }
 
 /// In a hello: whichever incarnation the receiver is of.
@@ -318,6 +332,13 @@ impl RequestBody {
                 writer.u8(30);
                 writer.u64(*replica);
             }
+            Self::Returned { node, start, after } => {
+                returning::write_returned(writer, 31, *node, *start, *after);
+            }
+            Self::Introduce(member) => {
+                writer.u8(32);
+                member.write(writer);
+            }
         }
     }
 
@@ -366,6 +387,8 @@ impl RequestBody {
                 Self::Change { change: membership::read_change(&mut reader)?, within }
             }
             30 => Self::Seat { replica: reader.u64()? },
+            31 => returning::read_returned(&mut reader)?,
+            32 => Self::Introduce(Member::read(&mut reader)?),
             11 => {
                 let (vote, meta, id) = read_snapshot(&mut reader)?;
                 Self::SnapshotOffer { vote, meta, id }
@@ -520,6 +543,7 @@ impl Answer {
                 writer.u64(*offset);
             }
             Self::SnapshotBusy => writer.u8(19),
+            Self::Seen(seen) => returning::write_seen(&mut writer, 34, seen),
         }
         writer.into_bytes()
     }
@@ -567,121 +591,12 @@ impl Answer {
             32 => Self::Seat { member: read_bool(&mut reader)? },
             18 => Self::SnapshotAt { offset: reader.u64()? },
             19 => Self::SnapshotBusy,
+            34 => Self::Seen(returning::read_seen(&mut reader)?),
             _ => return Err(reader.malformed()),
         };
         reader.end()?;
         Ok(answer)
     }
-}
-
-fn write_not_happened(writer: &mut Writer, reason: &NotHappened) {
-    match reason {
-        NotHappened::NoLeader { group, waited } => {
-            writer.u8(1);
-            writer.str(group);
-            write_duration(writer, *waited);
-        }
-        NotHappened::TooLarge { bytes, max_bytes } => {
-            writer.u8(2);
-            writer.u64(*bytes as u64);
-            writer.u64(*max_bytes as u64);
-        }
-        NotHappened::Overloaded { group, queued } => {
-            writer.u8(3);
-            writer.str(group);
-            writer.u64(*queued as u64);
-        }
-        NotHappened::Stopped { group, reason } => {
-            writer.u8(4);
-            writer.str(group);
-            writer.str(reason);
-        }
-        NotHappened::Malformed(message) => {
-            writer.u8(5);
-            writer.str(message);
-        }
-        NotHappened::DiskFull { group } => {
-            writer.u8(6);
-            writer.str(group);
-        }
-        NotHappened::VersionNotReadable { group, version, readable, lagging } => {
-            writer.u8(21);
-            writer.str(group);
-            writer.u32(*version);
-            writer.option(*readable, Writer::u32);
-            writer.length(lagging.len());
-            lagging.iter().for_each(|name| writer.str(name));
-        }
-        NotHappened::TooFarAhead { group, log_time, not_after } => {
-            writer.u8(22);
-            writer.str(group);
-            writer.u64(log_time.as_millis());
-            writer.u64(not_after.as_millis());
-        }
-        NotHappened::Stale { group, max, waited } => {
-            writer.u8(20);
-            writer.str(group);
-            write_duration(writer, *max);
-            write_duration(writer, *waited);
-        }
-    }
-}
-
-fn read_not_happened(reader: &mut Reader) -> Result<NotHappened, Malformed> {
-    Ok(match reader.u8()? {
-        1 => NotHappened::NoLeader { group: reader.string()?, waited: read_duration(reader)? },
-        2 => NotHappened::TooLarge { bytes: reader.u64()? as usize, max_bytes: reader.u64()? as usize },
-        3 => NotHappened::Overloaded { group: reader.string()?, queued: reader.u64()? as usize },
-        4 => NotHappened::Stopped { group: reader.string()?, reason: reader.string()? },
-        5 => NotHappened::Malformed(reader.string()?),
-        6 => NotHappened::DiskFull { group: reader.string()? },
-        22 => NotHappened::TooFarAhead {
-            group: reader.string()?,
-            log_time: LogTime::from_millis(reader.u64()?),
-            not_after: LogTime::from_millis(reader.u64()?),
-        },
-        21 => {
-            let (group, version) = (reader.string()?, reader.u32()?);
-            let readable = reader.option(Reader::u32)?;
-            let mut lagging = Vec::new();
-            for _ in 0..reader.count(4)? {
-                lagging.push(reader.string()?);
-            }
-            NotHappened::VersionNotReadable { group, version, readable, lagging }
-        }
-        20 => {
-            NotHappened::Stale { group: reader.string()?, max: read_duration(reader)?, waited: read_duration(reader)? }
-        }
-        _ => return Err(reader.malformed()),
-    })
-}
-
-fn write_unknown(writer: &mut Writer, reason: &UnknownOutcome) {
-    match reason {
-        UnknownOutcome::Timeout(waited) => {
-            writer.u8(1);
-            write_duration(writer, *waited);
-        }
-        UnknownOutcome::Expired { log_time } => {
-            writer.u8(2);
-            writer.option(*log_time, |writer, log_time| writer.u64(log_time.as_millis()));
-        }
-        UnknownOutcome::ReplyGone => writer.u8(4),
-        UnknownOutcome::Interrupted(message) => {
-            writer.u8(3);
-            writer.str(message);
-        }
-    }
-}
-
-fn read_unknown(reader: &mut Reader) -> Result<UnknownOutcome, Malformed> {
-    Ok(match reader.u8()? {
-        1 => UnknownOutcome::Timeout(read_duration(reader)?),
-        2 => UnknownOutcome::Expired { log_time: reader.option(|reader| Ok(LogTime::from_millis(reader.u64()?)))? },
-        4 => UnknownOutcome::ReplyGone,
-        3 => UnknownOutcome::Interrupted(reader.string()?),
-        _ => return Err(reader.malformed()),
-    })
 }
 
 fn write_duration(writer: &mut Writer, duration: std::time::Duration) {

@@ -162,6 +162,12 @@ pub enum Role {
     Stopped,
     /// Stopped because the group removed it.
     Removed,
+    /// Has restarted, and takes no part until enough members of the lone group have said that they know of no newer start of
+    /// its directory, nor, the leader, of entries that it lacks.
+    Returning,
+    /// Stopped because its directory was put back from an older copy, of which it has forgotten votes and entries that
+    /// others count on: wipe the directory, and its node joins as new.
+    RolledBack,
 }
 
 /// How a replica sees its group.

@@ -8,8 +8,9 @@
 
 mod recovering;
 mod promises;
+mod starts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,7 @@ use crate::error::StoreError;
 use crate::node_file::{self, NodeFile};
 use crate::rpc::ClusterTag;
 use crate::snapshot::{self, SnapshotLimits, SnapshotStore, Traffic};
+use crate::starts::{Start, Starts};
 use crate::status::ReplicaId;
 use crate::threads::Threads;
 use crate::wal::{ReplicaRecord, Wal, WalConfig, WalError, WalStats};
@@ -41,6 +43,10 @@ struct Inner {
     /// As in `node`, which is held while it is written.
     node_id: u64,
     node: Mutex<NodeFile>,
+    /// The starts of this directory, which are what they are.
+    starts: Starts,
+    /// As in `node`: the latest starts of other nodes.
+    seen: Mutex<BTreeMap<u64, Start>>,
     /// Promises that are yet to be written.
     promises: Mutex<Vec<Waiting>>,
     wal: Wal,
@@ -49,6 +55,8 @@ struct Inner {
     traffic: Arc<Traffic>,
     /// Replicas that run: a second core over one replica's log could vote twice in a term.
     running: Mutex<BTreeSet<ReplicaId>>,
+    /// Replicas that were made since the store was opened.
+    created: Mutex<BTreeSet<ReplicaId>>,
 }
 
 /// A replica that runs; it may run again once this is dropped, which whoever writes its log does.
@@ -142,8 +150,7 @@ impl Store {
 
     /// A node without a disk: the same code, and nothing survives the process.
     pub fn memory(name: &str) -> Self {
-        let node = NodeFile { boot: crate::runtime::random::<u64>() >> 1, ..NodeFile::mint(name) };
-        Self::assemble(Surroundings::system(), name.to_owned(), node, Wal::memory(), None)
+        Self::assemble(Surroundings::system(), name.to_owned(), NodeFile::of_memory(name), Wal::memory(), None)
     }
 
     /// Opens a directory on some disk, with a log of some size.
@@ -160,7 +167,7 @@ impl Store {
 
     /// As [`Store::memory`], with clocks of its own, such as a test's.
     pub fn memory_with_clock(name: &str, clock: Arc<dyn Clock>) -> Self {
-        let node = NodeFile { boot: crate::runtime::random::<u64>() >> 1, ..NodeFile::mint(name) };
+        let node = NodeFile::of_memory(name);
         let around = Surroundings { clock, ..Surroundings::system() };
         Self::assemble(around, name.to_owned(), node, Wal::memory(), None)
     }
@@ -221,9 +228,25 @@ impl Store {
 
     fn assemble(around: Surroundings, name: String, node: NodeFile, wal: Wal, files: Option<Files>) -> Self {
         let (traffic, running) = (Traffic::new(around.clock.clone()), Mutex::default());
-        let (node_id, node) = (node.node_id, Mutex::new(node));
-        let promises = Mutex::default();
-        Self { inner: Arc::new(Inner { name, node_id, node, promises, wal, files, around, traffic, running }) }
+        let (promises, created) = (Mutex::default(), Mutex::default());
+        let (node_id, starts, seen) = (node.node_id, node.starts.clone(), Mutex::new(node.seen.clone()));
+        let node = Mutex::new(node);
+        Self {
+            inner: Arc::new(Inner {
+                name,
+                node_id,
+                starts,
+                seen,
+                node,
+                promises,
+                wal,
+                files,
+                around,
+                traffic,
+                running,
+                created,
+            }),
+        }
     }
 
     /// Who this node is.
@@ -269,6 +292,7 @@ impl Store {
         let (done, synced) = oneshot::channel();
         self.inner.wal.create(record, Box::new(move |result| drop(done.send(result))));
         self.synced(synced).await?;
+        self.lock_created().insert(replica);
         Ok(replica)
     }
 
@@ -284,6 +308,7 @@ impl Store {
             let path = files.dir.join("snapshots").join(&pointer.file);
             files.disk.remove(&path).map_err(|error| StoreError::Io { path, error })?;
         }
+        self.lock_created().remove(&replica);
         if self.is_removed(replica) {
             self.update_node_file(move |node| {
                 node.removed.remove(&replica.get());
@@ -369,6 +394,10 @@ impl Store {
 
     fn lock_node(&self) -> std::sync::MutexGuard<'_, NodeFile> {
         self.inner.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_created(&self) -> std::sync::MutexGuard<'_, BTreeSet<ReplicaId>> {
+        self.inner.created.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the node file, off the threads of the network.

@@ -40,6 +40,9 @@ impl UntypedReplica {
         if !self.is_for_me(&request.envelope) {
             return Answer::WrongReplica;
         }
+        if self.must_wait_for(&request.body) {
+            return Answer::WrongReplica;
+        }
         let exact = request.envelope.to.is_some();
         match request.body {
             RequestBody::Append(append) if exact => self.append(append).await,
@@ -84,12 +87,19 @@ impl UntypedReplica {
                 self.change(change, within.min(timeout)).await.into()
             }
             RequestBody::Seat { replica } => self.seat(replica).await,
+            RequestBody::Returned { node, start, after } if self.inner.is_alone => match request.envelope.from {
+                Some(from) => self.seen(from, node, start, after).await,
+                None => Answer::WrongReplica,
+            },
+            RequestBody::Introduce(leader) if self.inner.is_alone && exact => self.meet(leader),
             RequestBody::SnapshotOffer { vote, meta, id } if exact => self.inner.installer.offered(vote, &meta, id),
             RequestBody::Append(_)
             | RequestBody::Vote { .. }
             | RequestBody::PreVote { .. }
             | RequestBody::TransferLeader { .. }
             | RequestBody::Change { .. }
+            | RequestBody::Returned { .. }
+            | RequestBody::Introduce(_)
             | RequestBody::ReadIndex
             | RequestBody::Facts
             | RequestBody::SnapshotOffer { .. }
@@ -179,7 +189,7 @@ impl UntypedReplica {
             Ok(request) => request,
             Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
         };
-        if !self.is_for_me(&request.envelope) || request.envelope.to.is_none() {
+        if !self.is_for_me(&request.envelope) || request.envelope.to.is_none() || self.must_wait_for(&request.body) {
             return Answer::WrongReplica;
         }
         let RequestBody::Snapshot { vote, meta, id, offset } = request.body else {
@@ -188,7 +198,7 @@ impl UntypedReplica {
         self.inner.installer.receive(vote, meta, id, offset, body).await
     }
 
-    fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {
+    pub(super) fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {
         let (group, reason) = (self.inner.spec.group.clone(), error.to_string());
         Answer::NotHappened(NotHappened::Stopped { group, reason })
     }

@@ -209,7 +209,8 @@ impl UntypedReplica {
     pub(super) fn judge_incarnation(&self, request: &mut Request) -> Option<Answer> {
         let spec = self.spec();
         let envelope = &mut request.envelope;
-        let asks = matches!(request.body, RequestBody::Hello { .. } | RequestBody::Seat { .. });
+        let asks =
+            matches!(request.body, RequestBody::Hello { .. } | RequestBody::Seat { .. } | RequestBody::Returned { .. });
         if !asks || !self.inner.is_alone || envelope.group != spec.group || envelope.cluster != spec.cluster {
             return None;
         }

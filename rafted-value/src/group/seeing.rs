@@ -7,7 +7,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant, ServerState};
 
-use super::UntypedReplica;
+use super::{Part, UntypedReplica};
 use crate::config::GroupConfig;
 use crate::openraft_types::Types;
 use crate::openraft_types::{members_of, position};
@@ -26,7 +26,13 @@ impl UntypedReplica {
         let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
         let members = members_of(&metrics.membership_config, &metrics.committed_membership_config);
         let limit = (self.inner.core_config.election().1 * SILENCE_IN_ELECTIONS).max(MIN_SILENCE);
-        let role = if self.inner.removed.load(Ordering::Acquire) { Role::Removed } else { role(&metrics, limit) };
+        let role = match (self.inner.removed.load(Ordering::Acquire), self.part(), role(&metrics, limit)) {
+            (true, ..) => Role::Removed,
+            (_, Part::RolledBack, _) => Role::RolledBack,
+            (_, _, Role::Stopped) => Role::Stopped,
+            (_, Part::Waits, _) => Role::Returning,
+            (_, Part::Takes, role) => role,
+        };
         let config = self.inner.shared.config();
         let matched = metrics
             .replication
@@ -52,7 +58,7 @@ impl UntypedReplica {
 
 /// Whether such a replica can know who leads.
 fn is_served(role: Role) -> bool {
-    !matches!(role, Role::Isolated | Role::Stopped | Role::Removed)
+    !matches!(role, Role::Isolated | Role::Stopped | Role::Removed | Role::Returning | Role::RolledBack)
 }
 
 fn role(metrics: &Metrics, limit: Duration) -> Role {

@@ -6,7 +6,8 @@ use super::*;
 use crate::command::Recipient;
 use crate::config::ENCODING_VERSION;
 use crate::openraft_types::{log_id, vote};
-use crate::rpc::{Envelope, Request, RequestBody};
+use crate::rpc::{Append, Envelope, Request, RequestBody, Seen};
+use crate::starts::Start;
 use crate::transport::TransportError;
 use crate::value::LogTime;
 
@@ -43,6 +44,10 @@ impl Transport for NoNetwork {
 const OTHER: u64 = 77;
 
 async fn replica(dir: &std::path::Path) -> (Store, UntypedReplica) {
+    replica_as(Part::Takes, dir).await
+}
+
+async fn replica_as(part: Part, dir: &std::path::Path) -> (Store, UntypedReplica) {
     let store = Store::open(dir, "n1").await.unwrap();
     let replica = match store.replicas().first() {
         Some(stored) => stored.replica,
@@ -55,10 +60,10 @@ async fn replica(dir: &std::path::Path) -> (Store, UntypedReplica) {
         replica,
         cluster,
         config: GroupConfig::default(),
-        is_alone: false,
+        is_alone: part == Part::Waits,
     };
     let factory = ValueFactory::of::<Nothing>(None);
-    let replica = UntypedReplica::start(&store, spec, factory, Arc::new(NoNetwork)).await.unwrap();
+    let replica = UntypedReplica::start_as(part, &store, spec, factory, Arc::new(NoNetwork)).await.unwrap();
     (store, replica)
 }
 
@@ -180,4 +185,54 @@ async fn a_replica_runs_again_only_once_its_core_has_ended() {
         tokio::task::yield_now().await;
     }
     store.close().await;
+}
+
+#[tokio::test]
+async fn one_that_waits_says_nothing_that_counts_and_tells_what_it_has_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica_as(Part::Waits, dir.path()).await;
+    let append = Append { vote: vote(2, OTHER, true), previous: None, commit: None, entries: Vec::new() };
+    let pre_vote = RequestBody::PreVote { vote: vote(2, OTHER, false), last: Some(log_id(1, 5)), transfer: false };
+    let take_over =
+        RequestBody::TransferLeader { from: vote(2, OTHER, true), to: replica.spec().replica.get(), last: None };
+    let counts = [RequestBody::Append(append), ask_vote(2), pre_vote, take_over];
+    for body in &counts {
+        assert_eq!(send(&replica, envelope(&replica), body.clone()).await, Answer::WrongReplica, "{body:?}");
+    }
+    assert_eq!((replica.status().role, replica.status().term), (Role::Returning, 0));
+    let start = |boot| Start { boot, number: boot };
+    for (boot, after, known) in [(3, None, 3), (4, None, 3), (4, Some(3), 4)] {
+        let returned = RequestBody::Returned { node: 4, start: start(boot), after: after.map(start) };
+        let seen = Seen {
+            replica: replica.spec().replica,
+            start: Some(start(known)),
+            members: replica.status().members,
+            entries: None,
+        };
+        assert_eq!(send(&replica, envelope(&replica), returned).await, Answer::Seen(seen), "{boot}");
+    }
+    replica.take_part();
+    for body in counts {
+        assert_ne!(send(&replica, envelope(&replica), body.clone()).await, Answer::WrongReplica, "{body:?}");
+    }
+    assert_eq!(replica.status().term, 2);
+    replica.shutdown().await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn one_that_was_rolled_back_never_answers_and_its_directory_is_not_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica_as(Part::Waits, dir.path()).await;
+    replica.set_aside().await.unwrap();
+    assert_eq!(replica.status().role, Role::RolledBack);
+    let returned = RequestBody::Returned { node: 4, start: Start { boot: 1, number: 1 }, after: None };
+    for body in [ask_vote(2), returned] {
+        assert_eq!(send(&replica, envelope(&replica), body).await, Answer::WrongReplica);
+    }
+    replica.shutdown().await;
+    store.close().await;
+    drop((replica, store));
+    let opened = Store::open(dir.path(), "n1").await;
+    assert!(matches!(opened, Err(crate::error::StoreError::RolledBack { .. })), "{opened:?}");
 }

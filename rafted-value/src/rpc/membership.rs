@@ -1,6 +1,7 @@
 //! Changes of members, and why one was refused <-> bytes.
 
-use super::{read_duration, read_not_happened, read_unknown, write_duration, write_not_happened, write_unknown};
+use super::outcome::{read_not_happened, read_unknown, write_not_happened, write_unknown};
+use super::{read_duration, write_duration};
 use crate::change::Change;
 use crate::codec::{Malformed, Reader, Writer};
 use crate::error::MembershipError;

@@ -56,6 +56,13 @@ fn requests() -> Vec<RequestBody> {
         change(Change::ReplaceLeader { name: Some("n3".into()) }),
         change(Change::ReplaceLeader { name: None }),
         RequestBody::Seat { replica: 5 },
+        RequestBody::Returned { node: 6, start: Start { boot: 7, number: 8 }, after: None },
+        RequestBody::Returned {
+            node: 6,
+            start: Start { boot: 7, number: 8 },
+            after: Some(Start { boot: 6, number: 9 }),
+        },
+        RequestBody::Introduce(member()),
     ]
 }
 
@@ -116,6 +123,23 @@ fn answers() -> Vec<Answer> {
         Answer::NotYet,
         Answer::Ended { incarnation: 4 },
         Answer::Seat { member: true },
+        Answer::Seen(Seen {
+            replica: ReplicaId::random(),
+            start: None,
+            members: crate::status::Members::default(),
+            entries: None,
+        }),
+        Answer::Seen(Seen {
+            replica: ReplicaId::random(),
+            start: Some(Start { boot: 3, number: 4 }),
+            members: crate::status::Members {
+                replicas: BTreeMap::from([(ReplicaId::random(), member())]),
+                voters: vec![[ReplicaId::random(), ReplicaId::random()].into(), [ReplicaId::random()].into()],
+                position: Some(crate::status::LogPosition { term: 5, index: 6 }),
+                committed: true,
+            },
+            entries: Some(5),
+        }),
     ]
     .into_iter()
     .chain(refusals().into_iter().map(Answer::NotChanged))

@@ -15,6 +15,7 @@ mod members;
 mod membership;
 mod quic;
 mod recovery;
+mod rolled_back;
 mod settings;
 mod site;
 mod snapshots;

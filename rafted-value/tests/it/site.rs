@@ -86,6 +86,10 @@ impl Site {
         }
     }
 
+    pub fn identity(&self, name: &str) -> Identity {
+        self.identities[name].clone()
+    }
+
     pub async fn endpoint(&self, name: &str) -> Endpoint {
         Endpoint::bind(([127, 0, 0, 1], 0).into(), self.identities[name].clone()).await.unwrap()
     }

@@ -26,6 +26,8 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
             "gathering.rs",
             "openraft_types.rs",
             "change.rs",
+            "verdict.rs",
+            "starts.rs",
             "recovery.rs",
             "value.rs",
             "config.rs",
