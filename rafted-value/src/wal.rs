@@ -324,7 +324,10 @@ impl Wal {
             let open = state.open();
             open.urgent |= urgent;
             open.waiting.extend(done);
-            if state.has_work() {
+            let wakes = state.has_work() && std::mem::take(&mut state.appender_waits);
+            // Not under the lock, which is the first thing that the appender takes.
+            drop(state);
+            if wakes {
                 self.handle.shared.work.notify_one();
             }
             return;

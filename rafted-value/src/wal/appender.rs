@@ -132,6 +132,7 @@ impl Appender {
         let shared = self.shared.clone();
         let mut state = lock(&shared.state);
         while !state.has_work() && state.life == Life::Open {
+            state.appender_waits = true;
             if !state.full {
                 state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -141,6 +142,7 @@ impl Appender {
             self.ask_again()?;
             state = lock(&shared.state);
         }
+        state.appender_waits = false;
         Ok(())
     }
 

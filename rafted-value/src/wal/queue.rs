@@ -125,6 +125,8 @@ pub(super) struct State {
     /// The last decision on which segments are needed.
     pub(super) oldest_use: u64,
     pub(super) queued_bytes: usize,
+    /// The appender sleeps until it is told that there is work: telling one that does not costs a call to the system.
+    pub(super) appender_waits: bool,
     /// The disk was full when the next segments were prepared.
     pub(super) full: bool,
     pub(super) counters: Counters,
@@ -155,6 +157,7 @@ impl State {
             active_use,
             oldest_use,
             queued_bytes: 0,
+            appender_waits: false,
             full: false,
             counters: Counters::default(),
             pins: BTreeMap::new(),
