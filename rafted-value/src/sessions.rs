@@ -57,6 +57,8 @@ pub(crate) struct Sessions {
     /// When records and sessions are forgotten. A session stands here once, with the serial `u64::MAX`, at its `until` or
     /// earlier: it is looked at then, and put off.
     expiry: OrdSet<(LogTime, SessionId, u64)>,
+    /// Nothing in `expiry` is before this: nearly every command asks, and finds nothing to forget.
+    nothing_before: LogTime,
     /// Of the replies in `records`.
     reply_bytes: usize,
     /// The newest version of which a command was applied: every member reads it, or is known to lag.
@@ -81,6 +83,9 @@ struct Record {
 const PIECE_BYTES: usize = 64 << 10;
 
 const SESSION_ITSELF: u64 = u64::MAX;
+
+/// Serials that are forgotten one by one.
+const FEW: u64 = 16;
 
 impl Sessions {
     /// Judges a command at log time `now`, and forgets what its low-water mark closes.
@@ -122,7 +127,7 @@ impl Sessions {
             Some(session) => session.until = session.until.max(id.not_after),
             None => {
                 self.sessions.insert(id.session, Session { low_water: id.low_water, until: id.not_after });
-                self.expiry.insert((id.not_after, id.session, SESSION_ITSELF));
+                self.expire_at(id.not_after, id.session, SESSION_ITSELF);
             }
         }
         let reply = Some(reply).filter(|reply| self.reply_bytes + reply.len() <= MAX_KEPT_REPLY_BYTES);
@@ -131,14 +136,23 @@ impl Sessions {
 
     fn put(&mut self, session: SessionId, serial: u64, record: Record) {
         self.reply_bytes += record.reply.as_ref().map_or(0, Bytes::len);
-        self.expiry.insert((record.not_after, session, serial));
+        self.expire_at(record.not_after, session, serial);
         self.records.insert((session, serial), record);
+    }
+
+    fn expire_at(&mut self, at: LogTime, session: SessionId, serial: u64) {
+        self.nothing_before = self.nothing_before.min(at);
+        self.expiry.insert((at, session, serial));
     }
 
     /// Forgets what `now` has passed. Cheap when there is nothing to forget.
     pub(crate) fn expire(&mut self, now: LogTime) {
+        if self.nothing_before >= now {
+            return;
+        }
         while let Some(&(at, id, serial)) = self.expiry.get_min() {
             if at >= now {
+                self.nothing_before = at;
                 return;
             }
             if serial != SESSION_ITSELF {
@@ -148,11 +162,14 @@ impl Sessions {
             self.expiry.remove(&(at, id, serial));
             match self.sessions.get(&id) {
                 Some(session) if session.until >= now => {
-                    self.expiry.insert((session.until, id, serial));
+                    let until = session.until;
+                    self.expire_at(until, id, serial);
                 }
                 _ => drop(self.sessions.remove(&id)),
             }
         }
+        // Whatever comes is put in with its time.
+        self.nothing_before = now;
     }
 
     fn forget(&mut self, session: SessionId, serial: u64) {
@@ -163,9 +180,16 @@ impl Sessions {
     }
 
     fn raise_low_water(&mut self, id: &CommandId) {
-        match self.sessions.get_mut(&id.session) {
-            Some(session) if id.low_water > session.low_water => session.low_water = id.low_water,
+        let before = match self.sessions.get_mut(&id.session) {
+            Some(session) if id.low_water > session.low_water => {
+                std::mem::replace(&mut session.low_water, id.low_water)
+            }
             _ => return,
+        };
+        // Nothing is remembered up to the mark before. Each of a few serials is found faster than their range.
+        if id.low_water - before <= FEW {
+            (before + 1..=id.low_water).for_each(|serial| self.forget(id.session, serial));
+            return;
         }
         let closed = (id.session, 0)..=(id.session, id.low_water);
         while let Some(serial) = self.records.range(closed.clone()).next().map(|((_, serial), _)| *serial) {
@@ -202,7 +226,7 @@ impl Sessions {
             let id = SessionId(reader.u128()?);
             let low_water = reader.u64()?;
             let until = LogTime::from_millis(reader.u64()?);
-            self.expiry.insert((until, id, SESSION_ITSELF));
+            self.expire_at(until, id, SESSION_ITSELF);
             self.sessions.insert(id, Session { low_water, until });
             for _ in 0..reader.count(21)? {
                 let serial = reader.u64()?;
