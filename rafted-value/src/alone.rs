@@ -4,6 +4,7 @@ mod bounded;
 mod crash;
 mod full;
 mod pinned;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,62 +1,125 @@
-//! Frees the log's oldest segment from a replica that keeps it: a replica that is idle, and whose entries are too few
-//! for a snapshot by their number, would have them copied from segment to segment for ever.
+//! Takes the replica's snapshots, and lets go of the log's entries behind them: openraft does neither by itself.
 //!
 //! ```text
-//!   the log: "you keep the oldest segment, up to entry n" --> snapshot, unless there is one up to n --> purge up to n
+//!   backlog.rs: "one is due" ----------------------.
+//!   somebody asks for one -------------------------+--> a turn of the node's --> build --> purge what is not kept
+//!   the log: "you keep the oldest segment" --------'
 //! ```
 //!
-//! Until then the log copies: an appender never waits for a snapshot, and a replica that lags, which has not applied
-//! what it keeps, cannot do better.
+//! What keeps the oldest segment is copied by the log, again and again; that counts as written, so that a snapshot takes
+//! its place as soon as it costs no more than the copies. An appender never waits for a snapshot.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::metrics::WaitError;
 use tokio::sync::watch;
 
-use crate::machine::Raft;
+use crate::machine::{Built, Raft, Shared};
 use crate::openraft_types::Types;
+use crate::snapshot::Traffic;
+use crate::wal::Pinned;
 
 type Metrics = openraft::RaftMetrics<Types>;
 
-/// While a snapshot is awaited, it is asked for again after this time ...
+/// openraft does not hear of a build that it is asked for while it has not heard of the last one's end: after this time
+/// it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// ... and so often, before the next word of the log is heeded instead.
-const MAX_ASKED: u32 = 60;
+/// How long it is left alone after it could not begin: the disk is full.
+const REFUSED_RETRY: Duration = Duration::from_secs(1);
+/// How long a value that cannot be copied or written is left alone.
+const FAILED_RETRY: Duration = Duration::from_secs(10);
 
-/// Runs until the log or the replica ends.
-pub(crate) async fn run(raft: Raft, group: String, mut pinned: watch::Receiver<Option<u64>>) {
-    while pinned.changed().await.is_ok() {
-        let Some(last) = *pinned.borrow_and_update() else { continue };
-        tracing::info!(group, last, "a snapshot takes the place of entries that keep the log's oldest segment");
-        if free(&raft, last).await.is_none() {
-            tracing::debug!(group, last, "no snapshot could be taken of them");
-        }
-    }
+/// One replica's.
+pub(crate) struct Compactor {
+    pub(crate) raft: Raft,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) traffic: Arc<Traffic>,
 }
 
-async fn free(raft: &Raft, last: u64) -> Option<()> {
-    let covered = |index: Option<u64>| index.is_some_and(|index| index >= last);
-    let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&raft.metrics()).clone();
-    // Of what is not applied there is no snapshot: as far as it goes.
-    let target = last.min(metrics.last_applied?.index);
-    let snapshot = metrics.snapshot.map(|id| id.index);
-    if !covered(snapshot) && snapshot.is_none_or(|index| index < target) {
-        take_snapshot(raft, target).await?;
-    }
-    raft.trigger().purge_log(target).await.ok()
-}
+/// The replica has ended.
+struct Ended;
 
-/// Takes a snapshot up to `target` or later. One that is being built already may be of an earlier entry, and a second
-/// one is not begun meanwhile: it is asked for again.
-async fn take_snapshot(raft: &Raft, target: u64) -> Option<()> {
-    let is_taken = |metrics: &Metrics| metrics.snapshot.is_some_and(|id| id.index >= target);
-    for _ in 0..MAX_ASKED {
-        raft.trigger().snapshot().await.ok()?;
-        match raft.wait(Some(ASK_AGAIN)).metrics(is_taken, "a snapshot that frees the log's oldest segment").await {
-            Ok(_) => return Some(()),
-            Err(WaitError::Timeout(..)) => {}
-            Err(WaitError::ShuttingDown) => return None,
+impl Compactor {
+    /// Runs until the log or the replica ends.
+    pub(crate) async fn run(self, mut pinned: watch::Receiver<Option<Pinned>>) {
+        while self.step(&mut pinned).await.is_ok() {}
+    }
+
+    async fn step(&self, pinned: &mut watch::Receiver<Option<Pinned>>) -> Result<(), Ended> {
+        tokio::select! {
+            biased;
+            changed = pinned.changed() => {
+                changed.map_err(|_| Ended)?;
+                let pin = *pinned.borrow_and_update();
+                if let Some(pin) = pin {
+                    self.unpin(pin).await?;
+                }
+            }
+            () = self.shared.building().wanted() => {
+                // Of nothing there is no snapshot.
+                let asked = self.shared.building().was_asked() && *self.shared.applied_count().borrow() > 0;
+                if asked || self.shared.is_snapshot_due() {
+                    let is_taken = self.build().await?;
+                    if asked && !is_taken {
+                        self.shared.building().ask();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries that are in a snapshot go at once; others once it pays to take one.
+    async fn unpin(&self, pin: Pinned) -> Result<(), Ended> {
+        if self.snapshotted().is_none_or(|index| index < pin.last) {
+            self.shared.add_copied(pin.bytes);
+            if self.shared.is_snapshot_due() {
+                self.build().await?;
+            }
+        }
+        match self.snapshotted() {
+            Some(index) => self.purge(index.min(pin.last)).await,
+            None => Ok(()),
         }
     }
-    None
+
+    /// The last entry of the newest snapshot.
+    fn snapshotted(&self) -> Option<u64> {
+        openraft::async_runtime::watch::WatchReceiver::borrow_watched(&self.raft.metrics()).snapshot.map(|id| id.index)
+    }
+
+    /// Whether one was taken; if not, some time has passed.
+    async fn build(&self) -> Result<bool, Ended> {
+        let mut offer = self.shared.building().offer(self.traffic.build_turn().await);
+        let built = loop {
+            self.raft.trigger().snapshot().await.map_err(|_| Ended)?;
+            if let Ok(built) = tokio::time::timeout(ASK_AGAIN, offer.end()).await {
+                break built;
+            }
+        };
+        match built {
+            Some(Built::Taken { index, purge }) => {
+                // What openraft does not know to be in a snapshot it does not let go.
+                let knows = |metrics: &Metrics| metrics.snapshot.is_some_and(|id| id.index >= index);
+                self.raft.wait(None).metrics(knows, "the snapshot that was taken").await.map_err(|_| Ended)?;
+                if let Some(purge) = purge {
+                    self.purge(purge).await?;
+                }
+                return Ok(true);
+            }
+            Some(Built::Failed) => self.pause(FAILED_RETRY).await,
+            None => self.pause(REFUSED_RETRY).await,
+        }
+        Ok(false)
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::time::sleep(pause).await;
+        // It is still due, or else nobody is harmed.
+        self.shared.building().wake();
+    }
+
+    async fn purge(&self, up_to: u64) -> Result<(), Ended> {
+        self.raft.trigger().purge_log(up_to).await.map_err(|_| Ended)
+    }
 }

@@ -9,8 +9,8 @@ pub(crate) use self::encoding::{ENCODING_VERSION, UnreadableConfig};
 /// Settings of a group. A replica starts with some, best the same as the others'; those that the group has agreed on
 /// (see [`GroupClient::change_config`](crate::GroupClient::change_config)) take their place.
 ///
-/// Of agreed settings, the bounds on commands hold at once, on every replica that has applied the change. The timing
-/// and the distance of snapshots hold from a replica's next start on:
+/// Of agreed settings, the bounds on commands and on entries hold at once, on every replica that has applied the change.
+/// The timing holds from a replica's next start on:
 /// [`Status::config_awaits_restart`](crate::Status::config_awaits_restart) tells. Replicas of different timing get along
 /// as long as the longest heartbeat is below the shortest election timeout: to make both longer, or both shorter by far,
 /// change and restart in two steps.
@@ -47,7 +47,9 @@ impl Default for GroupConfig {
             // The transport carries 8 MiB; an append of several commands must fit.
             max_command_bytes: 2 << 20,
             max_queued_commands: 16_384,
-            snapshot_after_entries: 5_000,
+            // Some 40 MB of memory for their places, and a second or two to apply them again. Most snapshots come earlier,
+            // by their bytes.
+            snapshot_after_entries: 1_000_000,
         }
     }
 }
@@ -99,7 +101,9 @@ impl GroupConfig {
         Ok(self)
     }
 
-    /// After how many entries a snapshot is taken, 1 to 1,000,000,000.
+    /// After how many entries a snapshot is taken at the latest, 1 to 1,000,000,000. It is taken earlier when they weigh as
+    /// much as the last snapshot, each with 64 bytes besides its command's, or 1 MiB, whichever is more. Each replica takes
+    /// its own between 75 % and all of that distance.
     pub fn with_snapshot_after_entries(mut self, entries: u64) -> Result<Self, ConfigError> {
         if entries == 0 || entries > MAX_SNAPSHOT_AFTER_ENTRIES {
             let (setting, allowed) = ("snapshot_after_entries", "1 to 1000000000");
@@ -129,7 +133,7 @@ impl GroupConfig {
         self.max_queued_commands
     }
 
-    /// After how many entries a snapshot is taken.
+    /// After how many entries a snapshot is taken at the latest.
     pub fn snapshot_after_entries(&self) -> u64 {
         self.snapshot_after_entries
     }
@@ -137,7 +141,7 @@ impl GroupConfig {
     /// Whether a replica that runs with `self` has to start again for all of `agreed` to hold: openraft keeps these for
     /// as long as it runs.
     pub(crate) fn needs_restart_for(&self, agreed: &Self) -> bool {
-        let fixed = |config: &Self| (config.heartbeat, config.election(), config.snapshot_after_entries);
+        let fixed = |config: &Self| (config.heartbeat, config.election());
         fixed(self) != fixed(agreed)
     }
 
@@ -149,9 +153,9 @@ impl GroupConfig {
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
             install_snapshot_timeout: millis(INSTALL_SNAPSHOT_TIMEOUT),
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_after_entries),
-            max_in_snapshot_log_to_keep: self.snapshot_after_entries / 5,
-            replication_lag_threshold: self.snapshot_after_entries.saturating_mul(2),
+            // Both are the compactor's.
+            snapshot_policy: openraft::SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
             max_payload_entries: MAX_ENTRIES_PER_APPEND,
             api_channel_size: Some(CHANNEL_SIZE),
             notification_channel_size: Some(CHANNEL_SIZE),

@@ -31,7 +31,7 @@ pub(crate) use self::queries::check_length;
 use crate::any_value::ValueFactory;
 use crate::change;
 use crate::command::{self, Command, HEADER_BYTES};
-use crate::compactor;
+use crate::compactor::Compactor;
 use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
@@ -130,7 +130,8 @@ impl UntypedReplica {
         let Some(claim) = store.claim(spec.replica) else {
             return Err(StartError::Running { group, replica: spec.replica });
         };
-        let shared = Shared::new(group.clone(), factory, store.clock().clone(), spec.config.clone());
+        let shared =
+            Shared::new(group.clone(), spec.replica.get(), factory, store.clock().clone(), spec.config.clone());
         let hook = hook_runner::prepare(&shared);
         let snapshots = store.snapshots_of(spec.replica);
         let (opening, to_open, threads) = (shared.clone(), snapshots.clone(), store.threads().clone());
@@ -187,7 +188,8 @@ impl UntypedReplica {
             runtime::spawn_on(&mut tasks, hook_runner::run(hook, shared.clone(), calls));
         }
         let pinned = store.wal().pinned(spec.replica.get());
-        runtime::spawn_on(&mut tasks, compactor::run(raft.clone(), group.clone(), pinned));
+        let compactor = Compactor { raft: raft.clone(), shared: shared.clone(), traffic: store.traffic().clone() };
+        runtime::spawn_on(&mut tasks, compactor.run(pinned));
         let peers = Peers {
             raft: raft.clone(),
             replica: spec.replica,
@@ -385,10 +387,9 @@ impl UntypedReplica {
         let _ = self.inner.raft.trigger().elect(true).await;
     }
 
-    /// Takes a snapshot soon.
+    /// Takes a snapshot soon; a stopped replica takes none.
     pub async fn snapshot(&self) {
-        // A stopped replica takes none.
-        let _ = self.inner.raft.trigger().snapshot().await;
+        self.inner.shared.building().ask();
     }
 
     /// Answers a request of another node or of a client.

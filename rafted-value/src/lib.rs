@@ -34,6 +34,7 @@ mod machine;
 mod readable;
 mod store;
 mod snapshot;
+mod backlog;
 mod any_value;
 mod hook;
 mod node_file;

@@ -9,10 +9,11 @@
 //! User code never runs on the threads of raft and network, and never under `catch_unwind`'s absence.
 
 mod agreed;
+mod turn;
 
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -20,7 +21,10 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
 use self::agreed::Agreed;
+pub(crate) use self::turn::Built;
+use self::turn::{Building, Turn};
 use crate::any_value::{AnyValue, CommandFault, ValueFactory, discard};
+use crate::backlog::{Amount, Backlog};
 use crate::clock::{Clock, next_stamp};
 use crate::command::{Command, Recipient};
 use crate::config::{GroupConfig, UnreadableConfig};
@@ -45,6 +49,13 @@ type Snapshot = openraft::storage::Snapshot<
 
 /// Entries applied in one hop to the apply threads: the lock is let go between two such batches.
 const MAX_APPLY_BATCH: usize = 512;
+
+fn command_bytes(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(data) => data.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
 
 /// The state that entries change and queries read.
 pub(crate) struct State {
@@ -73,6 +84,9 @@ pub(crate) struct Shared {
     state: RwLock<State>,
     last_stamp: Mutex<LastStamp>,
     agreed: Agreed,
+    /// Changed under the state's lock, so that a frozen state and its amount belong together.
+    backlog: Mutex<Backlog>,
+    building: Building,
     /// As the sessions say; a copy that is never locked for long.
     version_in_use: Mutex<Option<u32>>,
     /// One above the last applied index, 0 before the first.
@@ -83,7 +97,13 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Nothing is applied; `config` holds until the group's own settings are.
-    pub(crate) fn new(group: String, factory: ValueFactory, clock: Arc<dyn Clock>, config: GroupConfig) -> Arc<Self> {
+    pub(crate) fn new(
+        group: String,
+        replica: u64,
+        factory: ValueFactory,
+        clock: Arc<dyn Clock>,
+        config: GroupConfig,
+    ) -> Arc<Self> {
         let state = State {
             value: factory.create(),
             sessions: Sessions::default(),
@@ -100,6 +120,8 @@ impl Shared {
             state: RwLock::new(state),
             last_stamp: Mutex::new(last_stamp),
             agreed: Agreed::new(config),
+            backlog: Mutex::new(Backlog::new(replica)),
+            building: Building::default(),
             version_in_use: Mutex::new(None),
             applied: watch::Sender::new(0),
             hooks: OnceLock::new(),
@@ -177,6 +199,26 @@ impl Shared {
         read(&*state.value, &self.context(&state))
     }
 
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a snapshot is due by what was applied since the last one.
+    pub(crate) fn is_snapshot_due(&self) -> bool {
+        let max_entries = self.config().snapshot_after_entries();
+        self.backlog().is_due(max_entries)
+    }
+
+    /// The log is about to copy so many bytes of this replica's.
+    pub(crate) fn add_copied(&self, bytes: u64) {
+        self.backlog().add_copied(bytes);
+    }
+
+    /// Who builds snapshots, and when.
+    pub(crate) fn building(&self) -> &Building {
+        &self.building
+    }
+
     fn context<'a>(&'a self, state: &State) -> Context<'a> {
         Context::new(state.log_time, state.applied.map_or(0, |id| id.index), self.factory.environment())
     }
@@ -194,12 +236,18 @@ impl Shared {
         let started = self.clock.monotonic();
         {
             let mut state = self.write();
+            let mut amount = Amount::default();
             for (entry, responder) in batch {
+                amount = amount.plus(Amount::of_entry(command_bytes(&entry)));
                 let applied = self.apply(&mut state, entry)?;
                 if let Some(responder) = responder {
                     responder.send(applied);
                 }
             }
+            self.backlog().add(amount, last);
+        }
+        if self.is_snapshot_due() {
+            self.building.wake();
         }
         let took = self.clock.monotonic().saturating_sub(started);
         metrics::histogram!("rafted_value_apply_seconds").record(took.as_secs_f64());
@@ -309,19 +357,20 @@ impl Shared {
     }
 
     /// The state as it is, to be written while commands go on. They wait for the copy, not for the writing.
-    fn freeze(&self) -> Content {
+    fn freeze(&self) -> (Content, Amount) {
         let state = self.read();
-        Content {
+        let content = Content {
             meta: SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() },
             log_time: state.log_time,
             sessions: state.sessions.clone(),
             config: state.config.clone(),
             value: state.value.freeze(),
-        }
+        };
+        (content, self.backlog().applied())
     }
 
-    /// Replaces everything by a snapshot.
-    fn restore(&self, content: Content) {
+    /// Replaces everything by a snapshot of so many bytes.
+    fn restore(&self, content: Content, bytes: u64) {
         let next = State {
             value: content.value,
             sessions: content.sessions,
@@ -333,7 +382,11 @@ impl Shared {
         let applied = next.applied.map_or(0, |id| id.index + 1);
         self.remember_version(&next);
         self.agreed.follow(next.config.as_ref());
-        let old = std::mem::replace(&mut *self.write(), next);
+        let old = {
+            let mut state = self.write();
+            self.backlog().restored(applied.saturating_sub(1), bytes);
+            std::mem::replace(&mut *state, next)
+        };
         self.remember_stamp(content.log_time);
         self.applied.send_replace(applied);
         // Outside the lock: a large value takes its time.
@@ -360,8 +413,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// Restores the newest snapshot, where there is one.
     pub(crate) fn open(shared: Arc<Shared>, snapshots: SnapshotStore, threads: Threads) -> Result<Self, ReadError> {
-        if let Some(content) = snapshots.load(&shared.factory)? {
-            shared.restore(content);
+        if let Some((content, bytes)) = snapshots.load(&shared.factory)? {
+            shared.restore(content, bytes);
         }
         Ok(Self { shared, snapshots, threads })
     }
@@ -419,27 +472,36 @@ impl RaftStateMachine<Types> for Machine {
         }
     }
 
+    /// Only for who has a turn: a copy of the value, which may cost as much memory as the value, is made for nobody else.
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        let builder = self.get_snapshot_builder().await;
+        let turn = self.shared.building.take();
         // An error while building ends openraft's core, so that what will not succeed is not begun.
-        let hopeless = builder.content.is_none() || self.snapshots.is_full();
-        (force || !hopeless).then_some(builder)
+        if !force && (turn.is_none() || self.snapshots.is_full()) {
+            return None;
+        }
+        let mut builder = self.get_snapshot_builder().await;
+        builder.turn = turn;
+        if builder.frozen.is_none() {
+            builder.end(Built::Failed);
+        }
+        (force || builder.frozen.is_some()).then_some(builder)
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         let shared = self.shared.clone();
         // A value that is no persistent collection is copied here: not on a thread of the network.
-        let content = self.on_apply_threads(move || shared.freeze()).await;
-        if let Err(error) = &content {
+        let frozen = self.on_apply_threads(move || shared.freeze()).await;
+        if let Err(error) = &frozen {
             tracing::error!(group = %self.shared.group, %error, "the value cannot be copied for a snapshot");
         }
-        Builder { content: content.ok(), snapshots: self.snapshots.clone(), group: self.shared.group.clone() }
+        Builder { frozen: frozen.ok(), snapshots: self.snapshots.clone(), shared: self.shared.clone(), turn: None }
     }
 
     async fn install_snapshot(&mut self, _meta: &SnapshotMeta, body: SnapshotBody) -> Result<(), io::Error> {
+        let bytes = body.length();
         let content = self.snapshots.install(body, &self.shared.factory).await?;
         let shared = self.shared.clone();
-        self.on_apply_threads(move || shared.restore(content)).await
+        self.on_apply_threads(move || shared.restore(content, bytes)).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
@@ -450,31 +512,47 @@ impl RaftStateMachine<Types> for Machine {
 
 /// Builds one snapshot.
 pub(crate) struct Builder {
-    /// Taken by the one call that builds.
-    content: Option<Content>,
+    /// Taken by the one call that builds: the state, and what was applied when it was frozen.
+    frozen: Option<(Content, Amount)>,
     snapshots: SnapshotStore,
-    group: String,
+    shared: Arc<Shared>,
+    turn: Option<Turn>,
 }
 
-/// How long a value that cannot be written is left alone.
-const FAILED_SNAPSHOT_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
+impl Builder {
+    fn end(&mut self, built: Built) {
+        if let Some(turn) = self.turn.take() {
+            turn.end(built);
+        }
+    }
+}
 
 impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotBody;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let Some(content) = self.content.take() else {
+        let Some((content, amount)) = self.frozen.take() else {
             return Err(io::Error::other("there is no state to build this snapshot from"));
         };
         let meta = content.meta.clone();
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        let group = &self.shared.group;
         match self.snapshots.save(content).await {
-            Ok(snapshot) => Ok(Snapshot { meta, snapshot }),
+            Ok(snapshot) => {
+                tracing::debug!(%group, index, bytes = snapshot.length(), "a snapshot was taken");
+                metrics::counter!("rafted_value_snapshots_total").increment(1);
+                metrics::counter!("rafted_value_snapshot_bytes_total").increment(snapshot.length());
+                let max_entries = self.shared.config().snapshot_after_entries();
+                let purge = self.shared.backlog().snapshotted(amount, index, snapshot.length(), max_entries);
+                self.end(Built::Taken { index, purge });
+                Ok(Snapshot { meta, snapshot })
+            }
             // The user's code cannot write the value. An error here would end the core, on every replica alike: the log is
             // kept instead, and it is tried again with what the value is then.
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<PieceError>()) => {
-                tracing::error!(group = %self.group, %error, "no snapshot can be taken, the log grows");
+                tracing::error!(%group, %error, "no snapshot can be taken, the log grows");
                 metrics::counter!("rafted_value_failed_snapshots_total").increment(1);
-                tokio::time::sleep(FAILED_SNAPSHOT_RETRY).await;
+                self.end(Built::Failed);
                 // None that is newer than any.
                 Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: self.snapshots.nothing() })
             }

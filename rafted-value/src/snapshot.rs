@@ -222,6 +222,10 @@ pub(crate) struct SnapshotBody {
 }
 
 impl SnapshotBody {
+    pub(crate) fn length(&self) -> u64 {
+        self.source.length()
+    }
+
     /// Its bytes from `offset` on in chunks, to be sent.
     pub(crate) fn chunks(&self, offset: u64) -> Box<dyn Body> {
         Box::new(Chunks { threads: self.threads.clone(), source: self.source.clone(), offset })
@@ -303,14 +307,15 @@ impl SnapshotStore {
         self.wal.state(self.replica).and_then(|state| state.snapshot)
     }
 
-    /// The newest snapshot's content, checked. Reads and decodes all of it: not on a thread of the network.
-    pub(crate) fn load(&self, factory: &ValueFactory) -> Result<Option<Content>, ReadError> {
+    /// The newest snapshot's content, checked, and its length. Reads and decodes all of it: not on a thread of the network.
+    pub(crate) fn load(&self, factory: &ValueFactory) -> Result<Option<(Content, u64)>, ReadError> {
         let Some((_, source)) = self.newest()? else { return Ok(None) };
         let name = match &source {
             Source::Inline(_) => "the snapshot in the log".to_owned(),
             Source::File(file) => file.path().display().to_string(),
         };
-        Content::read(&source, factory).map(Some).map_err(|error| match error {
+        let read = Content::read(&source, factory).map(|content| Some((content, source.length())));
+        read.map_err(|error| match error {
             ReadError::Damaged(reason) => ReadError::Damaged(format!("{name}: {reason}")),
             ReadError::Io(error) => ReadError::Io(io::Error::new(error.kind(), format!("{name}: {error}"))),
             ReadError::OtherFormat(reason) => ReadError::OtherFormat(format!("{name}: {reason}")),
@@ -358,15 +363,14 @@ impl SnapshotStore {
         Ok((meta, Source::File(file)))
     }
 
-    /// Makes a state this replica's snapshot; durable on return. Waits while the disk is full: openraft takes no error
-    /// for an answer, and starts no second build meanwhile.
+    /// Makes a state this replica's snapshot; durable on return. Only in a turn: see [`Traffic::build_turn`]. Waits while
+    /// the disk is full: openraft takes no error for an answer, and starts no second build meanwhile.
     pub(crate) async fn save(&self, content: Content) -> io::Result<SnapshotBody> {
         let meta = content.meta.clone();
         let content = Arc::new(content);
-        let _turn = self.traffic.build_turn().await;
         let traffic = self.traffic.clone();
         let pace: Pace = Arc::new(move |bytes| traffic.after_writing(bytes));
-        let source = loop {
+        let written = loop {
             let id = runtime::random();
             let (content, spool) = (content.clone(), self.spool(id).paced(pace.clone()));
             match self.threads.run(move || content.write(id, spool)?.finish()).await? {
@@ -374,11 +378,14 @@ impl SnapshotStore {
                     tracing::error!(%error, "a snapshot waits for room on the disk");
                     tokio::time::sleep(FULL_RETRY).await;
                 }
-                written => break written?,
+                written => break written,
             }
         };
-        // The copy of a large value goes where it does not hold up anybody.
-        drop(self.threads.spawn(move || drop(content)));
+        // The copy of a large value goes where it does not hold up anybody, and before the turn is over.
+        if let Err(error) = self.threads.run(move || drop(content)).await {
+            tracing::debug!(%error, "the copy of a value was not dropped in order");
+        }
+        let source = written?;
         self.point_to(&meta, &source).await?;
         Ok(SnapshotBody { threads: self.threads.clone(), source, content: None })
     }

@@ -197,8 +197,7 @@ pub struct Status {
     /// The settings of the group, as far as this replica has applied; before the group has agreed on any, those with
     /// which this replica was started.
     pub config: GroupConfig,
-    /// Whether part of these settings (the timing, the distance of snapshots) holds here only once this replica starts
-    /// again.
+    /// Whether part of these settings (the timing) holds here only once this replica starts again.
     pub config_awaits_restart: bool,
 }
 

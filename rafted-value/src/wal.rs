@@ -50,7 +50,9 @@ pub(crate) use self::config::MIN_SEGMENT_BYTES;
 pub(crate) use self::config::WalConfig;
 pub use self::error::WalError;
 pub use self::facts::WalStats;
-pub(crate) use self::facts::{Done, LogEntry, Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
+pub(crate) use self::facts::{
+    Done, LogEntry, Pinned, Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord,
+};
 pub(crate) use self::inspect::LogView;
 pub use self::inspect::{InspectedSegment, LogEnd, SegmentState};
 
@@ -268,9 +270,9 @@ impl Wal {
         }
     }
 
-    /// Holds the index of an entry whenever the replica keeps the oldest segment from being used again, with more than
-    /// a little, up to that entry. Until the replica drops it with a purge, the log copies it.
-    pub(crate) fn pinned(&self, replica: u64) -> watch::Receiver<Option<u64>> {
+    /// Holds what the replica keeps in the oldest segment, whenever that keeps the segment from being used again and is
+    /// more than a little. Until the replica drops it with a purge, the log copies it.
+    pub(crate) fn pinned(&self, replica: u64) -> watch::Receiver<Option<Pinned>> {
         let pinned = watch::Sender::new(None);
         let receiver = pinned.subscribe();
         self.state_lock().pins.insert(replica, pinned);

@@ -82,7 +82,7 @@ impl Mode {
         let threads = Threads::Pool(tokio::runtime::Handle::current());
         let snapshots = SnapshotStore::new(REPLICA, wal.clone(), files, threads.clone());
         let (factory, clock) = (ValueFactory::of::<Numbers>(None), Arc::new(SystemClock::default()));
-        let shared = Shared::new("group".into(), factory, clock, GroupConfig::default());
+        let shared = Shared::new("group".into(), REPLICA, factory, clock, GroupConfig::default());
         let machine = Machine::open(shared, snapshots, threads.clone()).map_err(io::Error::other)?;
         Ok((dir, LogStore::new(wal, REPLICA, threads), machine))
     }

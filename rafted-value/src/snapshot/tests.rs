@@ -99,7 +99,7 @@ async fn a_small_snapshot_lives_in_the_log_and_a_large_one_in_a_file() {
     for (index, count, files) in [(1, 10, 0), (2, 100_000, 1), (3, 10, 0), (4, 200_000, 1), (5, 300_000, 1)] {
         let store = store(dir.path()).await;
         store.save(content(index, count)).await.unwrap();
-        let loaded = store.load(&factory()).unwrap().unwrap();
+        let loaded = store.load(&factory()).unwrap().unwrap().0;
         assert_eq!((loaded.meta.last_log_id, numbers(&loaded)), (Some(log_id(1, index)), count));
         let snapshots = dir.path().join("snapshots");
         eventually("the old file goes", || file_names(&snapshots).len() == files).await;
@@ -120,7 +120,7 @@ async fn an_old_file_stays_until_its_last_reader_has_gone() {
     assert_eq!(chunks_of(&reading).await.concat(), first);
     drop(reading);
     eventually("the old file goes", || file_names(&snapshots).len() == 1).await;
-    assert_eq!(numbers(&store.load(&factory()).unwrap().unwrap()), 100_001);
+    assert_eq!(numbers(&store.load(&factory()).unwrap().unwrap().0), 100_001);
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn an_older_snapshot_takes_the_place_of_no_newer_one() {
     let store = store(dir.path()).await;
     store.save(content(5, 100_000)).await.unwrap();
     store.save(content(4, 100_001)).await.unwrap();
-    assert_eq!(numbers(&store.load(&factory()).unwrap().unwrap()), 100_000);
+    assert_eq!(numbers(&store.load(&factory()).unwrap().unwrap().0), 100_000);
     eventually("its file goes", || file_names(&dir.path().join("snapshots")).len() == 1).await;
 }
 
@@ -143,7 +143,7 @@ async fn a_received_snapshot_is_the_sent_one() {
         let received = receiver.receive(id, 0, body.chunks(0), &meta, &factory()).await.unwrap();
         let installed = receiver.install(received, &factory()).await.unwrap();
         assert_eq!(numbers(&installed), count);
-        assert_eq!(numbers(&receiver.load(&factory()).unwrap().unwrap()), count);
+        assert_eq!(numbers(&receiver.load(&factory()).unwrap().unwrap().0), count);
     }
 }
 

@@ -94,9 +94,9 @@ impl State {
             return;
         };
         *told = oldest;
-        for (replica, last) in self.index.pinning(oldest, PINNING_BYTES.min(capacity / PINNING_SHARE)) {
-            if let Some(pinned) = self.pins.get(&replica) {
-                pinned.send_replace(Some(last));
+        for (replica, pinned) in self.index.pinning(oldest, PINNING_BYTES.min(capacity / PINNING_SHARE)) {
+            if let Some(told) = self.pins.get(&replica) {
+                told.send_replace(Some(pinned));
             }
         }
         self.pins.retain(|_, pinned| !pinned.is_closed());

@@ -59,6 +59,15 @@ pub(crate) struct ReplicaLogState {
     pub(crate) snapshot: Option<SnapshotPointer>,
 }
 
+/// What a replica keeps in the oldest segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pinned {
+    /// Its last entry there.
+    pub(crate) last: u64,
+    /// What its records take there.
+    pub(crate) bytes: u64,
+}
+
 /// Called once, on the appender's thread or on the caller's, when a record is synced or will never be. It must
 /// not block.
 pub(crate) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::entries::Entries;
 use super::record::Record;
-use super::{Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
+use super::{Pinned, Position, ReplicaLogState, ReplicaRecord, SnapshotPointer, VoteRecord};
 
 /// Where a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,18 +299,19 @@ impl Index {
         self.live.get(&segment_use).copied().unwrap_or(0)
     }
 
-    /// The replicas that have more than `bytes` live bytes in a segment, each with the index of its last entry there.
-    pub(crate) fn pinning(&self, segment_use: u64, bytes: u64) -> Vec<(u64, u64)> {
-        let pinning = self
-            .replicas
-            .iter()
-            .filter(|(_, state)| state.live.iter().any(|&(at, live)| at == segment_use && live > bytes));
+    /// The replicas that have more than `bytes` live bytes in a segment, and entries among them.
+    pub(crate) fn pinning(&self, segment_use: u64, bytes: u64) -> Vec<(u64, Pinned)> {
+        let live_there = |state: &ReplicaIndex| {
+            let found = state.live.iter().find(|&&(at, live)| at == segment_use && live > bytes);
+            found.map(|&(_, live)| live)
+        };
         let last = |state: &ReplicaIndex| {
             let is_there =
                 |entry: &EntryPlace| matches!(entry.place, Place::Written { segment_use: at, .. } if at == segment_use);
             state.entries.iter().rev().find(|(_, entry)| is_there(entry)).map(|(index, _)| index)
         };
-        pinning.filter_map(|(&replica, state)| Some((replica, last(state)?))).collect()
+        let pinned = |state| Some(Pinned { bytes: live_there(state)?, last: last(state)? });
+        self.replicas.iter().filter_map(|(&replica, state)| Some((replica, pinned(state)?))).collect()
     }
 
     pub(crate) fn live_bytes(&self) -> u64 {

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::Done;
 use super::index::{Index, Item, Place};
 use super::record::{BATCH_HEADER_BYTES, Record};
 use super::segment::SegmentFile;
+use super::{Done, Pinned};
 
 /// What is lazily queued (committed positions, truncations, purges) is written without other traffic from here.
 const LAZY_BYTES: usize = 64 * 1024;
@@ -131,7 +131,7 @@ pub(super) struct State {
     pub(super) full: bool,
     pub(super) counters: Counters,
     /// By replica: who wants to know that it keeps the oldest segment, and up to which entry.
-    pub(super) pins: BTreeMap<u64, watch::Sender<Option<u64>>>,
+    pub(super) pins: BTreeMap<u64, watch::Sender<Option<Pinned>>>,
     kept_buffer: Vec<u8>,
 }
 

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use batched_comm::{Endpoint, Identity};
-use rafted_value::{GroupConfig, Replica, Role, SnapshotLimits, Store, UntypedReplica};
+use rafted_value::{Clock, GroupConfig, Replica, Role, SnapshotLimits, Store, SystemClock, UntypedReplica};
 
-use crate::cluster::{Cluster, Command, Journal, PATIENCE, eventually};
+use crate::cluster::{Cluster, Command, GROUP, Journal, PATIENCE, eventually};
 
 const THREE: [&str; 3] = ["n1", "n2", "n3"];
 /// Several chunks.
@@ -160,6 +160,31 @@ async fn a_new_leader_sends_its_own_snapshot_in_place_of_the_old_leaders() {
     cluster.hub.heal();
     eventually("the old leader follows", || cluster.local(&leader) == expected).await;
     leaves_nothing_else(&cluster).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_state_is_not_written_again_for_every_few_thousand_small_commands() {
+    let cluster = Cluster::durable(&["n1"], GroupConfig::default()).await;
+    let replica = &cluster.nodes["n1"].replica;
+    cluster.command("n1", Command::Pad(LARGE)).await.unwrap();
+    replica.snapshot().await;
+    let last = || replica.status().snapshot;
+    eventually("a snapshot", || last().is_some()).await;
+    let mut taken = vec![last()];
+    for round in 0..8 {
+        let adding = (0..1_000).map(|n| cluster.add("n1", round * 1_000 + n));
+        for added in futures_util::future::join_all(adding).await {
+            added.unwrap();
+            taken.extend(Some(last()).filter(|now| Some(now) != taken.last()));
+        }
+    }
+    assert_eq!(taken.len(), 1, "8,000 commands of a few bytes weigh less than 3 MiB: {taken:?}");
+    // The group's bound on entries holds at once.
+    let agreed = GroupConfig::default().with_snapshot_after_entries(1_000).unwrap();
+    let open = cluster.session.open(SystemClock::default().wall(), PATIENCE).await;
+    cluster.client("n1").change_config(GROUP, &agreed, open.id(), PATIENCE).await.unwrap();
+    eventually("a snapshot", || last() > taken[0]).await;
     cluster.shutdown().await;
 }
 

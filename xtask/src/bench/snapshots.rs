@@ -22,7 +22,7 @@ const CLIENTS: usize = 64;
 /// A round is this many times as long as others: a whole snapshot takes some four seconds.
 const LONGER: f64 = 2.5;
 const WARM_UP: Duration = Duration::from_secs(1);
-/// The filled shard's own snapshot is there by then.
+/// A snapshot of the filled shard is there by then.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 /// Keys and values together.
@@ -55,16 +55,17 @@ pub fn measure(options: &Options, tls: &Path) -> Result<Vec<Row>> {
     ])
 }
 
-/// Waits until the snapshot that comes by itself is there, too: no other does before as many entries again.
+/// Waits until a snapshot of the filled shard is there, too: none comes by itself before as many bytes again.
 fn fill(cluster: &mut Cluster) -> Result<()> {
     let filled = cluster.tell_client(&format!("fill {SHARD_KEYS} {SHARD_VALUE_BYTES}"))?;
     println!("  {SHARD_KEYS} keys of {SHARD_VALUE_BYTES} bytes were written in {:.1} s", number(&filled, "seconds")?);
+    cluster.tell_nodes("snapshots on")?;
     let start = Instant::now();
     while numbers(&cluster.tell_nodes("count")?, "snapshot")?.iter().any(|entries| *entries < SHARD_KEYS as f64) {
         ensure!(start.elapsed() < PATIENCE, "a filled shard takes no snapshot");
         std::thread::sleep(LOOK);
     }
-    Ok(())
+    cluster.tell_nodes("snapshots off").map(drop)
 }
 
 /// A round, and the most memory that each node had during it.

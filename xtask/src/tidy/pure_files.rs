@@ -24,6 +24,7 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
         "rafted-value",
         &[
             "gathering.rs",
+            "backlog.rs",
             "openraft_types.rs",
             "change.rs",
             "verdict.rs",

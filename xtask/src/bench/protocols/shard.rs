@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt, TryStreamExt};
 use raft_kv::{HashRange, KeyedValue, Outcome, Precondition, Run, Shard, ShardCommand, ShardId, ShardReply, Step};
 use rafted_value::{
-    ClientSession, Clock, GroupClient, GroupConfig, Replica, SystemClock, UntypedReplica, decode_reply, encode_command,
+    ClientSession, Clock, GroupClient, Replica, SystemClock, UntypedReplica, decode_reply, encode_command,
 };
 use serde_json::json;
 use tokio::sync::watch;
@@ -27,8 +27,6 @@ pub const KEYS: u64 = 1_000_000;
 pub const VALUE_BYTES: usize = 256;
 /// Commands in flight while the shard is filled.
 const FILLERS: usize = 1_024;
-/// Snapshots are taken when they are asked for, and one by itself when the shard has been filled.
-const SNAPSHOT_AFTER_ENTRIES: u64 = KEYS;
 /// How often a node looks whether its snapshot is there.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -61,8 +59,7 @@ impl KeyedValue for Blob {
 pub async fn serve(options: &PeerOptions) -> Result<()> {
     let endpoint = bind(options).await?;
     let store = open_store(options).await?;
-    let config = GroupConfig::default().with_snapshot_after_entries(SNAPSHOT_AFTER_ENTRIES)?;
-    let mut builder = Replica::<Shard<Blob>>::builder(&group_name(0)).config(config);
+    let mut builder = Replica::<Shard<Blob>>::builder(&group_name(0));
     for member in &options.members {
         builder = builder.member(&member.name, member.address);
     }
@@ -102,10 +99,11 @@ async fn take_snapshots(replica: UntypedReplica, is_on: watch::Receiver<bool>) -
     while *is_on.borrow() {
         let before = position();
         replica.snapshot().await;
-        while position() == before {
+        // When nothing is applied any more, no other is taken; one that was begun is waited for.
+        while position() == before && (*is_on.borrow() || replica.status().applied != before) {
             tokio::time::sleep(LOOK).await;
         }
-        taken += 1;
+        taken += u64::from(position() != before);
     }
     taken
 }
