@@ -36,7 +36,7 @@ use crate::config::GroupConfig;
 use crate::error::{CommandError, InitializeError, MembersError, NotHappened, StartError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
 use crate::hook_runner;
-use crate::installer::Installer;
+use crate::installer::{Installer, Unreadable};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Raft, Shared};
 use crate::membership;
@@ -176,7 +176,13 @@ impl UntypedReplica {
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
             .map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
-        let installer = Installer { group: spec.group.clone(), raft: raft.clone(), shared: shared.clone(), snapshots };
+        let installer = Installer {
+            group: spec.group.clone(),
+            raft: raft.clone(),
+            shared: shared.clone(),
+            snapshots,
+            unreadable: Unreadable::default(),
+        };
         let (proposals, proposal_queue) = mpsc::unbounded_channel();
         let limits = Limits::new();
         let (reads, read_queue) = mpsc::channel(queries::MAX_QUEUED);

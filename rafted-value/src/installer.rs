@@ -3,20 +3,20 @@
 //!
 //! ```text
 //! sender                                     this replica
-//!   offer(snapshot) ------------------------->
-//!   <----- at offset | busy | not needed
+//!   offer(snapshot, its form) --------------->
+//!   <----- at offset | busy | not needed | not readable
 //!   bytes from offset ----------------------->  part (snapshot/parts.rs) --> judged --> openraft
 //!   <----- installed
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::async_runtime::watch::WatchReceiver;
 
 use crate::error::NotHappened;
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::{SnapshotMeta, Vote};
-use crate::rpc::{Answer, SnapshotId};
+use crate::rpc::{Answer, SnapshotForm, SnapshotId};
 use crate::snapshot::{ReceiveError, Refusal, SnapshotStore};
 use crate::transport::Body;
 
@@ -26,13 +26,37 @@ pub(crate) struct Installer {
     pub(crate) raft: Raft,
     pub(crate) shared: Arc<Shared>,
     pub(crate) snapshots: SnapshotStore,
+    pub(crate) unreadable: Unreadable,
+}
+
+/// The last snapshot that this program could not read: of it, no more is taken in, and its sender is told why.
+#[derive(Default)]
+pub(crate) struct Unreadable(Mutex<Option<(SnapshotId, String)>>);
+
+impl Unreadable {
+    fn reason(&self, id: SnapshotId) -> Option<String> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(last, _)| *last == id).map(|(_, reason)| reason.clone())
+    }
+
+    /// Whether this is news.
+    fn note(&self, id: SnapshotId, reason: &str) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = last.as_ref().is_none_or(|(_, last)| last != reason);
+        *last = Some((id, reason.to_owned()));
+        is_news
+    }
 }
 
 impl Installer {
     /// Answers a sender that has not begun yet.
-    pub(crate) fn offered(&self, vote: Vote, meta: &SnapshotMeta, id: SnapshotId) -> Answer {
+    pub(crate) fn offered(&self, vote: Vote, meta: &SnapshotMeta, id: SnapshotId, form: SnapshotForm) -> Answer {
         if let Some(answer) = self.not_needed(vote, meta) {
             return answer;
+        }
+        let reason = SnapshotStore::cannot_read(form, self.shared.factory()).or_else(|| self.unreadable.reason(id));
+        if let Some(reason) = reason {
+            return self.not_readable(id, reason);
         }
         match self.snapshots.offset(id) {
             Some(offset) => Answer::SnapshotAt { offset },
@@ -61,6 +85,7 @@ impl Installer {
             Err(ReceiveError::Failed(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
                 return Answer::NotHappened(NotHappened::DiskFull { group: self.group.clone() });
             }
+            Err(ReceiveError::Unreadable(reason)) => return self.not_readable(id, reason),
             Err(ReceiveError::Failed(error)) => return self.stopped(&error),
         };
         match self.raft.install_full_snapshot(vote, openraft::storage::Snapshot { meta, snapshot }).await {
@@ -80,7 +105,31 @@ impl Installer {
         self.snapshots.is_full().then(full)
     }
 
+    fn not_readable(&self, id: SnapshotId, reason: String) -> Answer {
+        if self.unreadable.note(id, &reason) {
+            tracing::error!(group = %self.group, reason, "the leader's snapshot cannot be read: the replica stays behind");
+        }
+        Answer::SnapshotUnreadable { reason }
+    }
+
     fn stopped(&self, error: &dyn std::fmt::Display) -> Answer {
         Answer::NotHappened(NotHappened::Stopped { group: self.group.clone(), reason: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_cannot_be_read_is_known_again_and_its_reason_is_news_once() {
+        let (unreadable, id) = (Unreadable::default(), |id| SnapshotId { id, length: 9 });
+        assert_eq!(unreadable.reason(id(1)), None);
+        assert!(unreadable.note(id(1), "version 1"));
+        assert_eq!(unreadable.reason(id(1)).as_deref(), Some("version 1"));
+        assert_eq!(unreadable.reason(id(2)), None, "another one may be of another version");
+        assert!(!unreadable.note(id(2), "version 1"));
+        assert_eq!((unreadable.reason(id(1)), unreadable.reason(id(2)).is_some()), (None, true));
+        assert!(unreadable.note(id(3), "version 3"));
     }
 }

@@ -505,7 +505,9 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        let current = self.snapshots.current()?;
+        let snapshots = self.snapshots.clone();
+        // A file is opened: not on a thread of the network.
+        let current = self.threads.run(move || snapshots.current()).await??;
         Ok(current.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }

@@ -5,6 +5,7 @@ mod sending;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -47,6 +48,8 @@ pub(crate) struct Client {
     node: String,
     transport: Arc<dyn Transport>,
     traffic: Arc<Traffic>,
+    /// That it cannot read a snapshot is said once.
+    warned_unreadable: AtomicBool,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -66,6 +69,7 @@ impl RaftNetworkFactory<Types> for Network {
             node: node.name.clone(),
             transport: self.transport.clone(),
             traffic: self.traffic.clone(),
+            warned_unreadable: AtomicBool::new(false),
         }
     }
 }

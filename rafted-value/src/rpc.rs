@@ -11,18 +11,19 @@
 mod membership;
 mod outcome;
 mod returning;
+mod snapshot;
 
 use bytes::Bytes;
 
 use self::outcome::{read_not_happened, read_unknown, write_not_happened, write_unknown};
 pub(crate) use self::returning::Seen;
+pub(crate) use self::snapshot::{SnapshotForm, SnapshotId, read_snapshot_meta, write_snapshot_meta};
+use self::snapshot::{read_offer, read_snapshot, write_offer, write_snapshot};
+
 use crate::change::Change;
 use crate::codec::{Malformed, Reader, Writer};
 use crate::error::{CommandError, MembershipError, NotHappened, QueryError, UnknownOutcome};
-use crate::openraft_types::{
-    LogId, SnapshotMeta, StoredMembership, Vote, read_log_id, read_membership, read_vote, write_log_id,
-    write_membership, write_vote,
-};
+use crate::openraft_types::{LogId, SnapshotMeta, Vote, read_log_id, read_vote, write_log_id, write_vote};
 use crate::starts::Start;
 use crate::status::{Member, ReplicaId};
 use crate::value::LogTime;
@@ -89,6 +90,7 @@ pub(crate) enum RequestBody {
         vote: Vote,
         meta: SnapshotMeta,
         id: SnapshotId,
+        form: SnapshotForm,
     },
     /// An encoded `command.rs`, for the leader.
     Command(Bytes),
@@ -131,15 +133,6 @@ pub(crate) enum RequestBody {
     Introduce(Member),
 }
 
-/// Which snapshot: two of one state have different bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SnapshotId {
-    /// Drawn at random when it was built.
-    pub(crate) id: u64,
-    /// Its length in bytes.
-    pub(crate) length: u64,
-}
-
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Append {
     pub(crate) vote: Vote,
@@ -178,6 +171,10 @@ pub(crate) enum Answer {
     },
     /// Others are being received, or this one is: come again.
     SnapshotBusy,
+    /// The program cannot read it.
+    SnapshotUnreadable {
+        reason: String,
+    },
     Reply(Bytes),
     ReadIndex {
         entries: u64,
@@ -308,7 +305,7 @@ impl RequestBody {
                 write_snapshot(writer, 5, vote, meta, *id);
                 writer.u64(*offset);
             }
-            Self::SnapshotOffer { vote, meta, id } => write_snapshot(writer, 11, vote, meta, *id),
+            Self::SnapshotOffer { vote, meta, id, form } => write_offer(writer, vote, meta, *id, *form),
             Self::Command(bytes) => write_raw(writer, 6, bytes),
             Self::Query(bytes) => write_raw(writer, 7, bytes),
             Self::QueryAny(bytes) => write_raw(writer, 8, bytes),
@@ -390,8 +387,8 @@ impl RequestBody {
             31 => returning::read_returned(&mut reader)?,
             32 => Self::Introduce(Member::read(&mut reader)?),
             11 => {
-                let (vote, meta, id) = read_snapshot(&mut reader)?;
-                Self::SnapshotOffer { vote, meta, id }
+                let (vote, meta, id, form) = read_offer(&mut reader)?;
+                Self::SnapshotOffer { vote, meta, id, form }
             }
             _ => return Err(reader.malformed()),
         };
@@ -416,38 +413,12 @@ fn read_vote_request(reader: &mut Reader) -> Result<(Vote, Option<LogId>, bool),
     Ok((read_vote(reader)?, reader.option(read_log_id)?, read_bool(reader)?))
 }
 
-fn write_snapshot(writer: &mut Writer, kind: u8, vote: &Vote, meta: &SnapshotMeta, id: SnapshotId) {
-    writer.u8(kind);
-    write_vote(writer, vote);
-    write_snapshot_meta(writer, meta);
-    writer.u64(id.id);
-    writer.u64(id.length);
-}
-
-fn read_snapshot(reader: &mut Reader) -> Result<(Vote, SnapshotMeta, SnapshotId), Malformed> {
-    let (vote, meta) = (read_vote(reader)?, read_snapshot_meta(reader)?);
-    Ok((vote, meta, SnapshotId { id: reader.u64()?, length: reader.u64()? }))
-}
-
 fn read_bool(reader: &mut Reader) -> Result<bool, Malformed> {
     match reader.u8()? {
         0 => Ok(false),
         1 => Ok(true),
         _ => Err(reader.malformed()),
     }
-}
-
-pub(crate) fn write_snapshot_meta(writer: &mut Writer, meta: &SnapshotMeta) {
-    writer.option(meta.last_log_id, write_log_id);
-    writer.option(*meta.last_membership.log_id(), write_log_id);
-    write_membership(writer, meta.last_membership.membership());
-}
-
-pub(crate) fn read_snapshot_meta(reader: &mut Reader) -> Result<SnapshotMeta, Malformed> {
-    let last_log_id = reader.option(read_log_id)?;
-    let membership_at = reader.option(read_log_id)?;
-    let membership = read_membership(reader)?;
-    Ok(SnapshotMeta { last_log_id, last_membership: StoredMembership::new(membership_at, membership) })
 }
 
 impl Answer {
@@ -544,6 +515,10 @@ impl Answer {
             }
             Self::SnapshotBusy => writer.u8(19),
             Self::Seen(seen) => returning::write_seen(&mut writer, 34, seen),
+            Self::SnapshotUnreadable { reason } => {
+                writer.u8(35);
+                writer.slice(reason.as_bytes());
+            }
         }
         writer.into_bytes()
     }
@@ -592,6 +567,7 @@ impl Answer {
             18 => Self::SnapshotAt { offset: reader.u64()? },
             19 => Self::SnapshotBusy,
             34 => Self::Seen(returning::read_seen(&mut reader)?),
+            35 => Self::SnapshotUnreadable { reason: reader.string()? },
             _ => return Err(reader.malformed()),
         };
         reader.end()?;

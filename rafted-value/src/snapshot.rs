@@ -43,7 +43,7 @@ use crate::config::GroupConfig;
 use crate::disk::Disk;
 use crate::openraft_types::SnapshotMeta;
 use crate::pieces::{PieceError, PieceSink, PieceSource};
-use crate::rpc::{SnapshotId, read_snapshot_meta, write_snapshot_meta};
+use crate::rpc::{SnapshotForm, SnapshotId, read_snapshot_meta, write_snapshot_meta};
 use crate::runtime;
 use crate::sessions::Sessions;
 use crate::threads::Threads;
@@ -112,9 +112,21 @@ pub(crate) enum ReceiveError {
     /// It cannot begin at its offset now.
     #[error("it cannot begin there now: {0:?}")]
     Refused(Refusal),
+    /// Another version of the program wrote it: sent again, it is no better.
+    #[error("received: {0}")]
+    Unreadable(String),
     /// It broke off, or is not what was announced.
     #[error("{0}")]
     Failed(#[from] io::Error),
+}
+
+impl From<ReadError> for ReceiveError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unreadable(_) | ReadError::OtherFormat(_) => Self::Unreadable(error.to_string()),
+            error => Self::Failed(damaged(&format!("received: {error}"))),
+        }
+    }
 }
 
 impl From<Refusal> for ReceiveError {
@@ -231,10 +243,15 @@ impl SnapshotBody {
         Box::new(Chunks { threads: self.threads.clone(), source: self.source.clone(), offset })
     }
 
-    /// What distinguishes it from others of the same state.
-    pub(crate) async fn identity(&self) -> io::Result<SnapshotId> {
+    /// What distinguishes it from others of the same state, and what a program must know to read it.
+    pub(crate) async fn identity(&self) -> io::Result<(SnapshotId, SnapshotForm)> {
         let source = self.source.clone();
-        self.threads.run(move || Ok(SnapshotId { id: format::id(source.reader())?, length: source.length() })).await?
+        let read = move || {
+            let (id, head) = format::beginning(source.reader())?;
+            let form = SnapshotForm { format: format::format(), version: head.version };
+            Ok((SnapshotId { id, length: source.length() }, form))
+        };
+        self.threads.run(read).await?
     }
 }
 
@@ -395,6 +412,16 @@ impl SnapshotStore {
         SnapshotBody { threads: self.threads.clone(), source: Source::Inline(bytes::Bytes::new()), content: None }
     }
 
+    /// Why this program cannot read a snapshot of this form; none if it may.
+    pub(crate) fn cannot_read(form: SnapshotForm, factory: &ValueFactory) -> Option<String> {
+        let (known, own) = (format::format(), factory.version());
+        if form.format != known {
+            return Some(format!("it has format {}, this program knows {known}", form.format));
+        }
+        let newer = UpgradeError::UnknownVersion { found: form.version, known: own };
+        (form.version > own).then(|| newer.to_string())
+    }
+
     /// How much of a snapshot is here from a transfer that broke off; `None` while no transfer may begin.
     pub(crate) fn offset(&self, id: SnapshotId) -> Option<u64> {
         self.traffic.parts.offset(self.replica, id)
@@ -438,7 +465,7 @@ impl SnapshotStore {
     pub(crate) async fn install(&self, mut body: SnapshotBody, factory: &ValueFactory) -> io::Result<Content> {
         let content = match body.content.take() {
             Some(content) => content,
-            None => self.judge(body.source.clone(), None, factory.clone()).await?,
+            None => self.judge(body.source.clone(), None, factory.clone()).await.map_err(io::Error::other)?,
         };
         self.point_to(&content.meta, &body.source).await?;
         Ok(content)
@@ -450,16 +477,15 @@ impl SnapshotStore {
         source: Source,
         announced: Option<SnapshotMeta>,
         factory: ValueFactory,
-    ) -> io::Result<Content> {
+    ) -> Result<Content, ReceiveError> {
         let judge = move || {
-            let received = |reason: String| damaged(&format!("received: {reason}"));
-            let content = Content::read(&source, &factory).map_err(|error| received(error.to_string()))?;
+            let content = Content::read(&source, &factory)?;
             if announced.is_some_and(|announced| announced != content.meta) {
-                return Err(received("it is another snapshot than announced".into()));
+                return Err(ReadError::Damaged("it is another snapshot than announced".into()));
             }
             Ok(content)
         };
-        self.threads.run(judge).await?
+        Ok(self.threads.run(judge).await??)
     }
 
     /// `number` is drawn at random for each file.

@@ -259,12 +259,12 @@ impl Store {
         self.inner.node_id
     }
 
-    /// Remembers the cluster; durable on return.
+    /// Remembers the cluster; durable on return. It waits for the disk: call it on a thread that may block.
     pub fn set_cluster(&self, cluster: ClusterTag) -> Result<(), StoreError> {
         self.update_node(|node| node.cluster = Some(cluster))
     }
 
-    /// Remembers bytes of the layer above; durable on return.
+    /// Remembers bytes of the layer above; durable on return. It waits for the disk: call it on a thread that may block.
     pub fn set_extra(&self, extra: Vec<u8>) -> Result<(), StoreError> {
         self.update_node(|node| node.extra = extra)
     }
@@ -305,8 +305,11 @@ impl Store {
         if let (Some(files), Some(pointer)) = (&self.inner.files, snapshot)
             && !pointer.file.is_empty()
         {
-            let path = files.dir.join("snapshots").join(&pointer.file);
-            files.disk.remove(&path).map_err(|error| StoreError::Io { path, error })?;
+            let (disk, path) = (files.disk.clone(), files.dir.join("snapshots").join(&pointer.file));
+            let file = path.clone();
+            // A large file takes its time to go.
+            let removed = self.threads().run(move || disk.remove(&file)).await.and_then(|removed| removed);
+            removed.map_err(|error| StoreError::Io { path, error })?;
         }
         self.lock_created().remove(&replica);
         if self.is_removed(replica) {

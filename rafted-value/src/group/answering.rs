@@ -92,7 +92,9 @@ impl UntypedReplica {
                 None => Answer::WrongReplica,
             },
             RequestBody::Introduce(leader) if self.inner.is_alone && exact => self.meet(leader),
-            RequestBody::SnapshotOffer { vote, meta, id } if exact => self.inner.installer.offered(vote, &meta, id),
+            RequestBody::SnapshotOffer { vote, meta, id, form } if exact => {
+                self.inner.installer.offered(vote, &meta, id, form)
+            }
             RequestBody::Append(_)
             | RequestBody::Vote { .. }
             | RequestBody::PreVote { .. }

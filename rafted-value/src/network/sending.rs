@@ -5,6 +5,8 @@
 //!   wait ------> asking ------> at an offset --------------------> installed
 //!    ^             | busy                          | broke off
 //!    '---- pause --+-------------------------------'
+//!                  | not readable
+//!                  '--> a longer pause, and given up
 //! ```
 //!
 //! There is no limit to the whole: a large snapshot takes its time. It is given up when nothing of it has arrived, or
@@ -14,16 +16,17 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::errors::RPCError;
+use openraft::errors::{RPCError, Unreachable};
 use openraft::network::RPCTypes;
 use tokio::time::Instant;
 
 use super::Client;
 use crate::openraft_types::{SnapshotMeta, Types, Vote};
-use crate::rpc::{Answer, RequestBody, SnapshotId};
+use crate::rpc::{Answer, RequestBody, SnapshotForm, SnapshotId};
 use crate::snapshot::{SnapshotBody, Traffic};
 use crate::transport::Body;
 
@@ -38,6 +41,8 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Before a receiver is asked again that has no room or is stopped.
 const LONG_PAUSE: Duration = Duration::from_millis(500);
+/// Before a receiver is asked again whose program cannot read the snapshot: somebody has to run another one.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
 
 impl Client {
     /// Sends a snapshot; the receiver's vote.
@@ -47,17 +52,25 @@ impl Client {
         meta: SnapshotMeta,
         body: SnapshotBody,
     ) -> Result<Vote, RPCError<Types>> {
-        let id =
+        let (id, form) =
             body.identity().await.map_err(|error| RPCError::Network(openraft::errors::NetworkError::new(&error)))?;
         let mut progress = Progress { offset: 0, at: Instant::now() };
         loop {
             // Given back before each pause.
             let turn = self.traffic.send_turn().await;
-            let outcome = self.attempt(vote, &meta, id, &body, &mut progress).await;
+            let outcome = self.attempt(vote, &meta, (id, form), &body, &mut progress).await;
             drop(turn);
             match outcome {
-                Ok(Some(vote)) => return Ok(vote),
-                Ok(None) => {}
+                Ok(Attempt::Installed(vote)) => return Ok(vote),
+                Ok(Attempt::Again) => {}
+                Ok(Attempt::Unreadable(reason)) => {
+                    if !self.warned_unreadable.swap(true, Ordering::Relaxed) {
+                        let (group, node) = (&self.envelope.group, &self.node);
+                        tracing::warn!(%group, %node, reason, "a member cannot read the snapshot that it lacks");
+                    }
+                    tokio::time::sleep(UNREADABLE_PAUSE).await;
+                    return Err(Unreachable::from_string(format!("it cannot read the snapshot: {reason}")).into());
+                }
                 // Nothing of it is there: the newest one is as good to send, once the receiver can be reached.
                 Err(error) if progress.offset == 0 => {
                     tokio::time::sleep(PAUSE).await;
@@ -76,16 +89,16 @@ impl Client {
         }
     }
 
-    /// One attempt; `None` if it is to be tried again.
+    /// One attempt.
     async fn attempt(
         &self,
         vote: Vote,
         meta: &SnapshotMeta,
-        id: SnapshotId,
+        (id, form): (SnapshotId, SnapshotForm),
         body: &SnapshotBody,
         progress: &mut Progress,
-    ) -> Result<Option<Vote>, RPCError<Types>> {
-        let offer = RequestBody::SnapshotOffer { vote, meta: meta.clone(), id };
+    ) -> Result<Attempt, RPCError<Types>> {
+        let offer = RequestBody::SnapshotOffer { vote, meta: meta.clone(), id, form };
         let offset = match self.call(offer, RPCTypes::InstallSnapshot, OFFER_TIMEOUT).await? {
             Answer::SnapshotAt { offset } if offset <= id.length => offset,
             other => return judge(other, progress),
@@ -98,15 +111,26 @@ impl Client {
     }
 }
 
-fn judge(answer: Answer, progress: &mut Progress) -> Result<Option<Vote>, RPCError<Types>> {
+/// How an attempt ended.
+enum Attempt {
+    /// The receiver has it.
+    Installed(Vote),
+    /// It is to be tried again.
+    Again,
+    /// It is of no use to the receiver's program.
+    Unreadable(String),
+}
+
+fn judge(answer: Answer, progress: &mut Progress) -> Result<Attempt, RPCError<Types>> {
     match answer {
-        Answer::Snapshot { vote } => Ok(Some(vote)),
+        Answer::Snapshot { vote } => Ok(Attempt::Installed(vote)),
+        Answer::SnapshotUnreadable { reason } => Ok(Attempt::Unreadable(reason)),
         // It receives others, or judges this one: it lives.
         Answer::SnapshotBusy => {
             progress.at = Instant::now();
-            Ok(None)
+            Ok(Attempt::Again)
         }
-        Answer::SnapshotAt { .. } => Ok(None),
+        Answer::SnapshotAt { .. } => Ok(Attempt::Again),
         other => Err(Client::unexpected(&other)),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::openraft_types::{Membership, log_id, vote};
+use crate::openraft_types::{Membership, StoredMembership, log_id, vote};
 
 fn member() -> Member {
     let addresses = vec!["10.0.0.7:7000".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
@@ -42,7 +42,12 @@ fn requests() -> Vec<RequestBody> {
         RequestBody::PreVote { vote, last: None, transfer: false },
         RequestBody::TransferLeader { from: vote, to: 9, last: Some(log_id(6, 5)) },
         RequestBody::Snapshot { vote, meta: meta(), id: SnapshotId { id: 3, length: 4 }, offset: 2 },
-        RequestBody::SnapshotOffer { vote, meta: meta(), id: SnapshotId { id: 3, length: 4 } },
+        RequestBody::SnapshotOffer {
+            vote,
+            meta: meta(),
+            id: SnapshotId { id: 3, length: 4 },
+            form: SnapshotForm { format: 5, version: 6 },
+        },
         RequestBody::Command(Bytes::from_static(b"command")),
         RequestBody::Query(Bytes::from_static(b"query")),
         RequestBody::QueryAny(Bytes::new()),
@@ -71,6 +76,7 @@ fn change(change: Change) -> RequestBody {
 }
 
 fn answers() -> Vec<Answer> {
+    let id_of = |id| ReplicaId::new(id).unwrap();
     let (vote, id) = (vote(7, 8, false), Some(log_id(3, 4)));
     vec![
         Answer::AppendSuccess,
@@ -84,6 +90,7 @@ fn answers() -> Vec<Answer> {
         Answer::Snapshot { vote },
         Answer::SnapshotAt { offset: 6 },
         Answer::SnapshotBusy,
+        Answer::SnapshotUnreadable { reason: "r".into() },
         Answer::Reply(Bytes::from_static(b"reply")),
         Answer::Hello { replica: 1, node: 2, incarnation: 3, initialized: true },
         Answer::Done,
@@ -124,17 +131,17 @@ fn answers() -> Vec<Answer> {
         Answer::Ended { incarnation: 4 },
         Answer::Seat { member: true },
         Answer::Seen(Seen {
-            replica: ReplicaId::random(),
+            replica: id_of(1),
             start: None,
             members: crate::status::Members::default(),
             entries: None,
         }),
         Answer::Seen(Seen {
-            replica: ReplicaId::random(),
+            replica: id_of(2),
             start: Some(Start { boot: 3, number: 4 }),
             members: crate::status::Members {
-                replicas: BTreeMap::from([(ReplicaId::random(), member())]),
-                voters: vec![[ReplicaId::random(), ReplicaId::random()].into(), [ReplicaId::random()].into()],
+                replicas: BTreeMap::from([(id_of(3), member())]),
+                voters: vec![[id_of(4), id_of(5)].into(), [id_of(6)].into()],
                 position: Some(crate::status::LogPosition { term: 5, index: 6 }),
                 committed: true,
             },
@@ -216,7 +223,8 @@ fn the_bytes_of_a_request_are_these() {
 fn the_bytes_of_an_offered_snapshot_and_of_its_answers_are_these() {
     let id = SnapshotId { id: 3, length: 4 };
     let mut writer = Writer::default();
-    RequestBody::SnapshotOffer { vote: vote(7, 8, true), meta: SnapshotMeta::default(), id }.write(&mut writer);
+    let (vote, form) = (vote(7, 8, true), SnapshotForm { format: 5, version: 6 });
+    RequestBody::SnapshotOffer { vote, meta: SnapshotMeta::default(), id, form }.write(&mut writer);
     let mut golden = vec![11];
     golden.extend(7_u64.to_le_bytes());
     golden.extend(8_u64.to_le_bytes());
@@ -224,9 +232,73 @@ fn the_bytes_of_an_offered_snapshot_and_of_its_answers_are_these() {
     golden.extend([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     golden.extend(3_u64.to_le_bytes());
     golden.extend(4_u64.to_le_bytes());
+    golden.extend([5, 6, 0, 0, 0]);
     assert_eq!(writer.into_bytes(), golden);
     assert_eq!(Answer::SnapshotAt { offset: 258 }.encode()[..], [1, 18, 2, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(Answer::SnapshotBusy.encode()[..], [1, 19]);
+    let unreadable = Answer::SnapshotUnreadable { reason: "r".into() };
+    assert_eq!(unreadable.encode()[..], [1, 35, 1, 0, 0, 0, b'r']);
+}
+
+#[test]
+fn the_bytes_of_every_answer_are_these() {
+    let hex = |bytes: Bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let lines: String = answers().into_iter().map(|answer| hex(answer.encode()) + "\n").collect();
+    expect_test::expect![[r#"
+        0101
+        01020103000000000000000400000000000000
+        0103
+        01040700000000000000080000000000000000
+        01050700000000000000080000000000000000010103000000000000000400000000000000
+        0106
+        010707000000000000000800000000000000000700000000000000080000000000000000
+        0108010300000000000000040000000000000000
+        01090700000000000000080000000000000000
+        01120600000000000000
+        0113
+        01230100000072
+        010a7265706c79
+        010b01000000000000000200000000000000030000000000000001
+        010c
+        010d
+        010e010300000000000000020000006e310400000000000000010000007a060000000000000002000000040700000a581b000006010000000000000000000000b80d0120bb010000
+        010e00
+        010f0101000000670500000000000000
+        010f0205000000000000000400000000000000
+        010f0301000000670300000000000000
+        010f0401000000670100000072
+        010f05010000006d
+        010f060100000067
+        011001e803000000000000
+        0115030000000400000000000000
+        01140500000000000000
+        010f16010000006701000000000000000200000000000000
+        010f15010000006702000000010100000002000000020000006e31020000006e32
+        010f14010000006701000000000000000200000000000000
+        01100200
+        011002010900000000000000
+        011004
+        0110030100000069
+        01110100000066
+        011f
+        01210400000000000000
+        012001
+        01220100000000000000000000000000000000000000
+        012202000000000000000103000000000000000400000000000000010500000000000000010500000000000000060000000000000001020000000200000004000000000000000500000000000000010000000600000000000000010000000300000000000000020000006e310400000000000000010000007a060000000000000002000000040700000a581b000006010000000000000000000000b80d0120bb010000
+        011e01020000006e31
+        011e02020000006e3102000000020000006e32020000006e33
+        011e03020000006e31
+        011e04
+        011e05010000000200000003000000
+        011e06020000006e31
+        011e07020000006e3101d007000000000000
+        011e07020000006e3100
+        011e0c020000006e318813000000000000
+        011e08
+        011e09020000006e31
+        011e0a060100000067
+        011e0b0200
+    "#]].assert_eq(&lines);
 }
 
 #[test]

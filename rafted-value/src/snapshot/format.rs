@@ -135,12 +135,21 @@ impl<W: Write> FrameWriter<W> {
     }
 }
 
-/// What a snapshot's writer drew at random.
-pub(super) fn id(mut input: impl Read) -> io::Result<u64> {
+/// The number of the format that this program writes and reads.
+pub(super) const fn format() -> u8 {
+    MAGIC[FORMAT_AT]
+}
+
+/// What a snapshot's writer drew at random, and the first piece.
+pub(super) fn beginning(mut input: impl Read) -> io::Result<(u64, Head)> {
     let mut start = [0; MAGIC.len() + 8];
     input.read_exact(&mut start)?;
     let [.., a, b, c, d, e, f, g, h] = start;
-    Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    let id = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let mut frames = FrameReader::begin(start.chain(input))?;
+    let mut head = AlignedVec::new();
+    frames.piece(Kind::Head, &mut head)?;
+    Ok((id, Head::decode(&head).map_err(|error| invalid(error.to_string()))?))
 }
 
 /// Reads one snapshot. What is wrong with it is an error of the kind `InvalidData`, which says so.

@@ -139,7 +139,7 @@ async fn a_received_snapshot_is_the_sent_one() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
         let body = sender.save(content(3, count)).await.unwrap();
-        let (id, meta) = (body.identity().await.unwrap(), content(3, 0).meta);
+        let (id, meta) = (body.identity().await.unwrap().0, content(3, 0).meta);
         let received = receiver.receive(id, 0, body.chunks(0), &meta, &factory()).await.unwrap();
         let installed = receiver.install(received, &factory()).await.unwrap();
         assert_eq!(numbers(&installed), count);
@@ -152,10 +152,52 @@ async fn what_is_received_and_not_the_announced_snapshot_leaves_nothing() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
     let body = sender.save(content(3, 100_000)).await.unwrap();
-    let (id, other) = (body.identity().await.unwrap(), content(4, 0).meta);
+    let (id, other) = (body.identity().await.unwrap().0, content(4, 0).meta);
     let error = receiver.receive(id, 0, body.chunks(0), &other, &factory()).await.err().unwrap();
     assert!(error.to_string().contains("another snapshot"), "{error}");
     assert!(receiver.load(&factory()).unwrap().is_none());
+    eventually("its file goes", || file_names(&to.path().join("snapshots")).is_empty()).await;
+}
+
+/// A value that has no code for any other version.
+#[derive(Debug, Clone, PartialEq, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Later(u64);
+
+impl Value for Later {
+    const VERSION: u32 = 2;
+    type Command = ();
+    type Reply = ();
+    type Query = ();
+    type Answer = ();
+    fn command(&mut self, (): ()) {}
+    fn query(&self, (): ()) {}
+}
+
+#[tokio::test]
+async fn what_no_program_of_this_version_can_read_is_told_from_what_is_damaged() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
+    let body = sender.save(content(3, 100_000)).await.unwrap();
+    let ((id, form), meta) = (body.identity().await.unwrap(), content(3, 0).meta);
+    assert_eq!(form, SnapshotForm { format: 3, version: 1 });
+    let later = ValueFactory::of::<Later>(None);
+    let rows = [
+        (form, &later, None),
+        (SnapshotForm { version: 2, ..form }, &later, None),
+        (SnapshotForm { version: 3, ..form }, &later, Some("version 3")),
+        (SnapshotForm { version: 2, ..form }, &factory(), Some("version 2")),
+        (SnapshotForm { format: 2, ..form }, &later, Some("format 2")),
+        (SnapshotForm { format: 4, ..form }, &later, Some("format 4")),
+    ];
+    for (form, factory, reason) in rows {
+        let found = SnapshotStore::cannot_read(form, factory);
+        assert_eq!(found.is_some(), reason.is_some(), "{form:?}");
+        assert!(found.is_none_or(|found| found.contains(reason.unwrap_or_default())), "{form:?}");
+    }
+    // Only its code knows of which older versions it knows.
+    let received = receiver.receive(id, 0, body.chunks(0), &meta, &later).await;
+    let Err(ReceiveError::Unreadable(reason)) = received else { panic!("it was received, or refused otherwise") };
+    assert!(reason.contains("version 1"), "{reason}");
     eventually("its file goes", || file_names(&to.path().join("snapshots")).is_empty()).await;
 }
 
@@ -180,7 +222,7 @@ async fn a_transfer_that_breaks_off_again_and_again_arrives() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
     let body = sender.save(content(3, 300_000)).await.unwrap();
-    let (id, meta) = (body.identity().await.unwrap(), content(3, 0).meta);
+    let (id, meta) = (body.identity().await.unwrap().0, content(3, 0).meta);
     assert!(id.length > 8 * CHUNK_BYTES as u64, "{}", id.length);
     let mut expected = 0;
     let received = loop {
@@ -208,8 +250,8 @@ async fn a_transfer_that_goes_on_with_another_snapshot_is_found_out_and_leaves_n
     let (sender, receiver) = (store(from.path()).await, store(to.path()).await);
     let one = sender.save(content(3, 300_000)).await.unwrap();
     let other = sender.save(content(4, 300_000)).await.unwrap();
-    let (id, meta) = (one.identity().await.unwrap(), content(3, 0).meta);
-    assert_eq!(id.length, other.identity().await.unwrap().length, "the same length");
+    let (id, meta) = (one.identity().await.unwrap().0, content(3, 0).meta);
+    assert_eq!(id.length, other.identity().await.unwrap().0.length, "the same length");
     let chunks = Box::new(Broken { chunks: one.chunks(0), left: 2 });
     receiver.receive(id, 0, chunks, &meta, &factory()).await.err().unwrap();
     let offset = receiver.offset(id).unwrap();

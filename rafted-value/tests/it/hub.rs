@@ -21,6 +21,8 @@ pub struct Hub {
     aliases: Arc<Mutex<BTreeMap<(String, u64), u64>>>,
     /// By sender and receiver: requests that were answered with "not hosted here".
     strangers: Arc<Mutex<BTreeMap<(String, String), u64>>>,
+    /// By sender and receiver: snapshots that the receiver's program cannot read.
+    unreadable: Arc<Mutex<BTreeMap<(String, String), u64>>>,
     /// By sender and receiver: requests that were sent.
     sent: Arc<Mutex<BTreeMap<(String, String), u64>>>,
     bodies: Arc<Mutex<Bodies>>,
@@ -35,6 +37,8 @@ struct Bodies {
     breaks: Vec<usize>,
 }
 
+/// How the answer to a snapshot begins that cannot be read.
+const UNREADABLE: [u8; 2] = [1, 35];
 /// Where a request says for which replica it is.
 const TO_AT: std::ops::Range<usize> = 41..49;
 
@@ -84,6 +88,11 @@ impl Hub {
         self.strangers.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
     }
 
+    /// How many snapshots `from` has offered to `to` of which that cannot read a byte.
+    pub fn unreadable(&self, from: &str, to: &str) -> u64 {
+        self.unreadable.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
+    }
+
     /// How many requests `from` has sent to `to`.
     pub fn sent(&self, from: &str, to: &str) -> u64 {
         self.sent.lock().unwrap().get(&(from.to_owned(), to.to_owned())).copied().unwrap_or(0)
@@ -115,6 +124,9 @@ impl Hub {
     fn note(&self, from: &str, to: &str, answer: &Bytes) {
         if *answer == wrong_replica() {
             *self.strangers.lock().unwrap().entry((from.to_owned(), to.to_owned())).or_default() += 1;
+        }
+        if answer.starts_with(&UNREADABLE) {
+            *self.unreadable.lock().unwrap().entry((from.to_owned(), to.to_owned())).or_default() += 1;
         }
     }
 

@@ -212,6 +212,28 @@ async fn an_older_program_takes_no_entry_and_no_snapshot_that_it_cannot_read_and
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_a_newer_program_is_refused_before_its_first_byte() {
+    let mut cluster = Cluster::durable_as(&THREE, small_snapshots(), new()).await;
+    // Entries that both programs read, so that only the snapshot is in the way.
+    for n in 0..60 {
+        send::<Old>(&cluster, "n1", OldCommand::Add(n)).await.unwrap();
+    }
+    cluster.start_as("n4", old()).await.unwrap();
+    let leader = cluster.wait_leader().await;
+    let id = cluster.nodes["n4"].replica.spec().replica;
+    let replica = cluster.nodes[&leader].replica.clone();
+    replica.add_learner(id, cluster.member("n4"), replica.status().members.position).await.unwrap();
+    eventually("its offer is refused", || cluster.hub.unreadable(&leader, "n4") > 0).await;
+    send::<Old>(&cluster, "n2", OldCommand::Add(60)).await.unwrap();
+    assert_eq!(cluster.hub.bodies(&leader, "n4"), 0);
+    cluster.stop("n4").await;
+    cluster.start_as("n4", new()).await.unwrap();
+    let all = local(&cluster, &cluster.wait_leader().await);
+    eventually("the newer program has everything", || local(&cluster, "n4") == all).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_that_are_no_command_are_not_logged_so_that_no_later_program_meets_them() {
     let mut cluster = Cluster::durable_as(&THREE, GroupConfig::default(), old()).await;
     send::<Old>(&cluster, "n1", OldCommand::Add(1)).await.unwrap();
