@@ -19,6 +19,7 @@ use crate::wal::{InspectedSegment, LogEnd, LogView, Position, Record, ReplicaLog
 /// may inspect it, too.
 pub struct Inspection {
     identity: Option<NodeIdentity>,
+    damage: Vec<Finding>,
     log: LogView,
     _lock: Option<DiskLock>,
 }
@@ -148,18 +149,27 @@ pub struct Verification {
 }
 
 impl Inspection {
-    /// Reads the node file and the log in `dir`. Blocks for as long as that takes.
+    /// Reads the node file and the log in `dir`, as far as they are not damaged: see [`Inspection::damage`]. Blocks for as
+    /// long as that takes.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::open_on(Arc::new(RealDisk), dir.as_ref())
     }
 
     pub(crate) fn open_on(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, StoreError> {
         let (disk, lock) = locked(disk, dir)?;
-        let identity = node_file::inspect(&disk, dir)?.map(NodeIdentity::from);
+        let mut damage = Vec::new();
+        let identity = match node_file::inspect(&disk, dir) {
+            Ok(node) => node.map(NodeIdentity::from),
+            Err(StoreError::Damaged { file, offset, reason }) => {
+                damage.push(Finding { file, offset, what: reason });
+                None
+            }
+            Err(other) => return Err(other),
+        };
         let wal = dir.join("wal");
-        let log = LogView::read(&disk, &wal);
-        let log = log.map_err(|error| StoreError::Log { path: wal, reason: error.to_string() })?;
-        Ok(Self { identity, log, _lock: lock })
+        let log = LogView::read(&disk, &wal).map_err(|error| unreadable(&wal, error))?;
+        damage.extend(log.damage().map(finding));
+        Ok(Self { identity, damage, log, _lock: lock })
     }
 
     /// Reads everything in `dir` that a node would start from, and judges every byte of it. Blocks for as long as that
@@ -186,14 +196,13 @@ impl Inspection {
             }
             Err(other) => return Err(other),
         }
-        let log = match LogView::read(&disk, &wal) {
-            Ok(log) => log,
-            Err(error) => {
-                found.findings.push(finding(&wal, error)?);
-                return Ok(found);
-            }
-        };
+        let log = LogView::read(&disk, &wal).map_err(|error| unreadable(&wal, error))?;
         (found.segments, found.log_bytes) = log.size();
+        if let Some(damage) = log.damage() {
+            // What it says of snapshots may be old.
+            found.findings.push(finding(damage));
+            return Ok(found);
+        }
         found.end = Some(log.end().map_err(|error| unreadable(&wal, error))?);
         for (record, state, ..) in log.replicas() {
             found.replicas += 1;
@@ -202,7 +211,13 @@ impl Inspection {
         Ok(found)
     }
 
-    /// Who the node is; none if the directory has no node file.
+    /// What is damaged of what was read, and where reading stopped: all else that this tells is of what stands before it.
+    /// None in a directory with which a node can start; [`Inspection::verify`] reads the snapshots, too.
+    pub fn damage(&self) -> &[Finding] {
+        &self.damage
+    }
+
+    /// Who the node is; none if the directory has no node file that can be read.
     pub fn node(&self) -> Option<&NodeIdentity> {
         self.identity.as_ref()
     }
@@ -301,12 +316,16 @@ fn locked(disk: Arc<dyn Disk>, dir: &Path) -> Result<(ReadOnly, Option<DiskLock>
     Ok((disk, lock))
 }
 
-/// Damage is a finding; what the operating system refused is an error.
-fn finding(wal: &Path, error: WalError) -> Result<Finding, StoreError> {
-    match error {
-        WalError::Damage { file, offset, what } => Ok(Finding { file, offset, what }),
-        WalError::Foreign { ref file } => Ok(Finding { file: file.clone(), offset: 16, what: error.to_string() }),
-        WalError::Version { .. } | WalError::Io { .. } => Err(unreadable(wal, error)),
+/// What is wrong with a log, where.
+fn finding(damage: &WalError) -> Finding {
+    match damage {
+        WalError::Damage { file, offset, what } => Finding { file: file.clone(), offset: *offset, what: what.clone() },
+        // Its salt is another one.
+        WalError::Foreign { file } => Finding { file: file.clone(), offset: 16, what: damage.to_string() },
+        WalError::Version { file, offset, .. } => {
+            Finding { file: file.clone(), offset: *offset, what: damage.to_string() }
+        }
+        WalError::Io { path, .. } => Finding { file: path.clone(), offset: 0, what: damage.to_string() },
     }
 }
 

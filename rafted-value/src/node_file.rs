@@ -294,6 +294,43 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_are_these() {
+        let mut starts = Starts::default();
+        starts.add(Start { boot: 3, number: 4 });
+        let node = NodeFile {
+            node_id: 0x0102,
+            boot: 3,
+            name: "n1".into(),
+            cluster: Some(ClusterTag { id: 0x0405, generation: 6 }),
+            extra: b"extra".to_vec(),
+            founders: [("g".into(), 7)].into(),
+            removed: [8, 9].into(),
+            starts,
+            seen: [(10, Start { boot: 11, number: 12 })].into(),
+            rolled_back: true,
+        };
+        let bytes = node.encode();
+        let hex: Vec<String> =
+            bytes.chunks(16).map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
+        expect_test::expect![[r#"
+            72666e6f646500030201000000000000
+            0300000000000000020000006e310105
+            04000000000000000000000000000006
+            00000000000000050000006578747261
+            01000000010000006707000000000000
+            00020000000800000000000000090000
+            00000000000100000003000000000000
+            000400000000000000010000000a0000
+            00000000000b000000000000000c0000
+            00000000000189a75594
+        "#]]
+        .assert_eq(&(hex.join("\n") + "\n"));
+        assert_eq!(NodeFile::decode(bytes).unwrap(), node);
+        let bare = NodeFile { cluster: None, ..node };
+        assert_eq!(NodeFile::decode(bare.encode()).unwrap(), bare);
+    }
+
+    #[test]
     fn another_nodes_directory_is_refused() {
         let dir = dir();
         open(&RealDisk, dir.path(), "n1").unwrap();

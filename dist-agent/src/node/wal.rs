@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use rafted_value::{
-    InspectedRecord, InspectedReplica, InspectedSegment, InspectedVote, Inspection, LogEnd, LogPosition, RecordContent,
-    ReplicaId, SegmentState, StoreError, Verification, WalError,
+    Finding, InspectedRecord, InspectedReplica, InspectedSegment, InspectedVote, Inspection, LogEnd, LogPosition,
+    RecordContent, ReplicaId, SegmentState, StoreError, Verification, WalError,
 };
 use serde_json::{Value, json};
 
@@ -35,38 +35,52 @@ enum WalCommandError {
     Print(#[from] std::io::Error),
 }
 
-/// Runs one command. Damage is exit code 1.
+/// There is damage.
+const DAMAGED: u8 = 1;
+/// The directory could not be read, or the answer not be printed: whether there is damage is not known.
+const UNREADABLE: u8 = 2;
+
+/// Runs one command. The exit code is 0, 1 for damage, 2 where nothing can be said.
 pub(crate) fn run(args: &WalArgs) -> ExitCode {
     let sound = match &args.command {
-        WalCommand::Inspect { dir, replica: None } => inspect(dir, args.output).map(|()| true),
-        WalCommand::Inspect { dir, replica: Some(replica) } => records(dir, *replica, args.output).map(|()| true),
+        WalCommand::Inspect { dir, replica: None } => inspect(dir, args.output),
+        WalCommand::Inspect { dir, replica: Some(replica) } => records(dir, *replica, args.output),
         WalCommand::Verify { dir } => verify(dir, args.output),
     };
     match sound {
         Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(false) => ExitCode::from(DAMAGED),
         Err(error) => {
             eprintln!("dist-agent wal: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(UNREADABLE)
         }
     }
 }
 
-fn inspect(dir: &Path, output: Output) -> Result<(), WalCommandError> {
+/// Whether all that was read is sound. What is not is told first, and all else is of what stands before it.
+fn inspect(dir: &Path, output: Output) -> Result<bool, WalCommandError> {
     let inspection = Inspection::open(dir)?;
+    let is_sound = inspection.damage().is_empty();
+    let log_end = if is_sound { Some(inspection.end()?) } else { None };
     let node = inspection
         .node()
         .map(|node| json!({"name": node.name, "id": format!("{:016x}", node.node_id), "boot": node.boot}));
     let json = json!({
         "node": node,
-        "end": end(&inspection.end()?),
+        "damage": inspection.damage().iter().map(finding).collect::<Vec<_>>(),
+        "end": log_end.as_ref().map(end),
         "segments": inspection.segments().iter().map(segment).collect::<Vec<_>>(),
         "replicas": inspection.replicas().iter().map(replica).collect::<Vec<_>>(),
     });
     let text = || {
         let who = match inspection.node() {
             Some(node) => format!("node {}, id {:016x}, started {} times", node.name, node.node_id, node.boot),
-            None => "there is no node file".to_owned(),
+            None => "there is no node file that can be read".to_owned(),
+        };
+        let damage: String = inspection.damage().iter().map(|found| format!("damage: {found}\n")).collect();
+        let end = match is_sound {
+            true => end_in_words(&json["end"]),
+            false => "what follows is of what can be read before the damage".to_owned(),
         };
         let segment_fields =
             ["file", "state", "use", "first_sequence", "last_sequence", "used_bytes", "live_bytes", "file_bytes"];
@@ -86,12 +100,14 @@ fn inspect(dir: &Path, output: Output) -> Result<(), WalCommandError> {
         let cells = in_words(&json);
         let segments = Table::of(&cells, "segments", &segment_fields).render();
         let replicas = Table::of(&cells, "replicas", &replica_fields).render();
-        format!("{who}\n{}\n\n{segments}\n{replicas}", end_in_words(&json["end"]))
+        format!("{damage}{who}\n{end}\n\n{segments}\n{replicas}")
     };
-    print(&json, text, output)
+    print(&json, text, output)?;
+    Ok(is_sound)
 }
 
-fn records(dir: &Path, replica: ReplicaId, output: Output) -> Result<(), WalCommandError> {
+/// Whether the log is sound; the damage, at which the records end, goes where errors go.
+fn records(dir: &Path, replica: ReplicaId, output: Output) -> Result<bool, WalCommandError> {
     let inspection = Inspection::open(dir)?;
     if !inspection.replicas().iter().any(|found| found.replica == replica) {
         return Err(WalCommandError::NoReplica { replica, dir: dir.display().to_string() });
@@ -109,7 +125,9 @@ fn records(dir: &Path, replica: ReplicaId, output: Output) -> Result<(), WalComm
         }
     })?;
     printed?;
-    Ok(out.flush()?)
+    out.flush()?;
+    inspection.damage().iter().for_each(|found| eprintln!("dist-agent wal: damage: {found}"));
+    Ok(inspection.damage().is_empty())
 }
 
 /// Whether all is sound.
@@ -118,10 +136,7 @@ fn verify(dir: &Path, output: Output) -> Result<bool, WalCommandError> {
         Inspection::verify(dir)?;
     let json = json!({
         "sound": findings.is_empty(),
-        "findings": findings
-            .iter()
-            .map(|found| json!({"file": found.file.display().to_string(), "offset": found.offset, "what": found.what}))
-            .collect::<Vec<_>>(),
+        "findings": findings.iter().map(finding).collect::<Vec<_>>(),
         "segments": segments,
         "log_bytes": log_bytes,
         "replicas": replicas,
@@ -152,11 +167,16 @@ fn print(json: &Value, text: impl FnOnce() -> String, output: Output) -> Result<
     Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
 
+fn finding(found: &Finding) -> Value {
+    json!({"file": found.file.display().to_string(), "offset": found.offset, "what": found.what})
+}
+
 fn segment(segment: &InspectedSegment) -> Value {
     let state = match segment.state {
         SegmentState::Active => "active",
         SegmentState::Used => "used",
         SegmentState::Freed => "freed",
+        SegmentState::Unread => "unread",
         SegmentState::Spare => "spare",
         SegmentState::Unfinished => "unfinished",
     };

@@ -44,6 +44,35 @@ fn through_a_snapshot(sessions: &Sessions) -> Sessions {
 }
 
 #[test]
+fn the_bytes_of_a_snapshots_piece_are_these() {
+    let mut sessions = Sessions::default();
+    run(&mut sessions, CommandId { session: SessionId(0x0102), ..id(3, 2, 0x0405) }, 1);
+    sessions.record(&CommandId { session: SessionId(0x0607), ..id(8, 0, 9) }, 0x0A0B, Bytes::from_static(b"xy"));
+    let mut bytes = Vec::new();
+    let put = |piece: &[u8]| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    };
+    sessions.write_pieces(put).unwrap();
+    let hex: Vec<String> = bytes.chunks(16).map(|row| row.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
+    expect_test::expect![[r#"
+        02010000000000000000000000000000
+        02000000000000000504000000000000
+        01000000030000000000000005040000
+        00000000000000000107000000726570
+        6c792033070600000000000000000000
+        00000000000000000000000009000000
+        00000000010000000800000000000000
+        09000000000000000b0a000001020000
+        007879
+    "#]]
+    .assert_eq(&(hex.join("\n") + "\n"));
+    let mut again = Sessions::default();
+    again.read_piece(&bytes).unwrap();
+    assert_eq!(again, sessions);
+}
+
+#[test]
 fn a_repeated_serial_gets_the_first_reply_however_many_came_between() {
     let mut sessions = Sessions::default();
     for serial in 1..=500 {

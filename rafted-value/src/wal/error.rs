@@ -37,10 +37,15 @@ pub enum WalError {
         file: PathBuf,
     },
     /// Written by a newer program.
-    #[error("{} has log format {found}, and this program reads up to {supported}: use the newer program", file.display())]
+    #[error(
+        "{} has log format {found} at byte {offset}, and this program reads up to {supported}: use the newer program",
+        file.display()
+    )]
     Version {
         /// The file.
         file: PathBuf,
+        /// The byte in it from which on it has that format.
+        offset: u64,
         /// Its format.
         found: u32,
         /// The newest that is known here.

@@ -7,7 +7,7 @@ use super::config::WalConfig;
 use super::facts::{ReplicaLogState, ReplicaRecord};
 use super::index::{Item, Place};
 use super::record::{FoundRecord, Salt, UNUSED};
-use super::replay::{Replay, replay};
+use super::replay::{Replay, replay_what_can_be};
 use super::scan::{is_begun, scan};
 use super::survey::{FoundUsed, Survey, survey};
 use crate::disk::Disk;
@@ -21,6 +21,8 @@ pub enum SegmentState {
     Used,
     /// It was used, and nothing in it is needed any more.
     Freed,
+    /// It comes behind damage, and was not read.
+    Unread,
     /// Prepared for use.
     Spare,
     /// It was being prepared when the node stopped, and holds nothing.
@@ -70,23 +72,42 @@ pub enum LogEnd {
     },
 }
 
+/// Damage is one thing, and what cannot be read another.
+fn judged(error: WalError) -> Result<WalError, WalError> {
+    match error {
+        WalError::Damage { .. } | WalError::Foreign { .. } => Ok(error),
+        WalError::Version { .. } | WalError::Io { .. } => Err(error),
+    }
+}
+
 /// A log as its files are.
 pub(crate) struct LogView {
     survey: Survey,
-    /// None if there is no log.
+    /// None if there is no log, or nothing of it can be read.
     replayed: Option<(Salt, Replay)>,
+    /// Where reading stopped, and why.
+    damage: Option<WalError>,
 }
 
 impl LogView {
-    /// Reads all that is needed of the log in `dir`; the errors are those of a start.
+    /// Reads all that is needed of the log in `dir`, as far as it is not damaged. An error says that it cannot be read.
     pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Self, WalError> {
-        let survey = survey(disk, dir)?;
-        let threads = WalConfig::default().recovery_threads();
-        let replayed = match (survey.salt, survey.used.last_key_value()) {
-            (Some(salt), Some((_, newest))) => Some((salt, replay(&salt, &survey.used, newest, 0, threads)?)),
-            _ => None,
+        let survey = match survey(disk, dir) {
+            Ok(survey) => survey,
+            Err(error) => return Ok(Self { survey: Survey::default(), replayed: None, damage: Some(judged(error)?) }),
         };
-        Ok(Self { survey, replayed })
+        let threads = WalConfig::default().recovery_threads();
+        let (Some(salt), Some((_, newest))) = (survey.salt, survey.used.last_key_value()) else {
+            return Ok(Self { survey, replayed: None, damage: None });
+        };
+        let (replay, flaw) = replay_what_can_be(&salt, &survey.used, newest, 0, threads)?;
+        let damage = flaw.map(judged).transpose()?;
+        Ok(Self { replayed: Some((salt, replay)), survey, damage })
+    }
+
+    /// The damage; none in a log with which a node can start.
+    pub(crate) fn damage(&self) -> Option<&WalError> {
+        self.damage.as_ref()
     }
 
     /// All segments, in the order of their use; those that are not in use last.
@@ -116,6 +137,7 @@ impl LogView {
             state: match extent {
                 Some(_) if is_newest => SegmentState::Active,
                 Some(_) => SegmentState::Used,
+                None if replay.is_some_and(|replay| segment_use >= replay.oldest_use) => SegmentState::Unread,
                 None => SegmentState::Freed,
             },
             segment_use,
@@ -184,7 +206,8 @@ impl LogView {
                 let is_live = item.is_some_and(|item| replay.index.place(replica, item) == Some(place));
                 visit(&found.segment.path, u64::from(offset), &record, is_live);
             };
-            scan(&bytes, salt, &found.header, each).map_err(|flaw| found.damage(flaw.offset, flaw.what))?;
+            // What is wrong with it was found when it was read first.
+            let _ = scan(&bytes, salt, &found.header, each);
         }
         Ok(())
     }

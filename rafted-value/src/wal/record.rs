@@ -156,6 +156,17 @@ impl BatchHeader {
         })
     }
 
+    /// The format of a batch of `segment_use` at `offset` whose header is right, and which this program does not know: a
+    /// header of any format has its version, its use and its checksum where they are in this one.
+    pub(crate) fn other_version(bytes: &[u8], salt: &Salt, segment_use: u64, offset: u64) -> Option<u16> {
+        let magic = bytes.len() >= BATCH_HEADER_BYTES && bytes[0..4] == BATCH_MAGIC;
+        let is_whole = magic
+            && get_u64(bytes, 8) == segment_use
+            && get_u32(bytes, 44) == placed_crc(salt, segment_use, offset, &bytes[..44]);
+        let version = is_whole.then(|| u16::from_le_bytes([bytes[4], bytes[5]]));
+        version.filter(|&version| version != FORMAT_VERSION)
+    }
+
     /// Whether `body` is the one that this header, at `offset`, was written with.
     pub(crate) fn matches(&self, body: &[u8], salt: &Salt, offset: u64) -> bool {
         let offset = offset + BATCH_HEADER_BYTES as u64;
@@ -173,6 +184,14 @@ pub(crate) fn find_magic(bytes: &[u8], first: usize) -> Option<usize> {
         at += ALIGNMENT;
     }
     None
+}
+
+/// As a program of another format would write the header of a batch.
+#[cfg(test)]
+pub(crate) fn change_version(header: &mut [u8], version: u16, salt: &Salt, segment_use: u64, offset: u64) {
+    header[4..6].copy_from_slice(&version.to_le_bytes());
+    let crc = placed_crc(salt, segment_use, offset, &header[..44]);
+    put_u32(header, 44, crc);
 }
 
 fn placed_crc(salt: &Salt, segment_use: u64, offset: u64, bytes: &[u8]) -> u32 {

@@ -37,6 +37,8 @@ struct Scanned {
     facts: Vec<PlacedFact>,
     extent: Extent,
     last: Vec<u8>,
+    /// Why it ends there, if it should not.
+    flaw: Option<WalError>,
 }
 
 struct PlacedFact {
@@ -76,11 +78,24 @@ pub(super) fn replay(
     cache_bytes: usize,
     threads: usize,
 ) -> Result<Replay, WalError> {
+    let (replay, flaw) = replay_what_can_be(salt, used, newest, cache_bytes, threads)?;
+    flaw.map_or(Ok(replay), Err)
+}
+
+/// The same, but of a log that is flawed, also what stands before the flaw.
+pub(super) fn replay_what_can_be(
+    salt: &Salt,
+    used: &BTreeMap<u64, FoundUsed>,
+    newest: &FoundUsed,
+    cache_bytes: usize,
+    threads: usize,
+) -> Result<(Replay, Option<WalError>), WalError> {
     let started = Instant::now();
     let mut buffer = Vec::new();
     // First, because it says where to start. It is applied last.
-    let newest_scanned = scan_segment(newest, salt, &mut buffer)?;
-    check_tail(newest, &newest_scanned.extent, &buffer, salt)?;
+    let mut newest_scanned = scan_segment(newest, salt, &mut buffer)?;
+    let flaw = newest_scanned.flaw.take();
+    let flaw = flaw.or_else(|| check_tail(newest, &newest_scanned.extent, &buffer, salt).err());
     drop(buffer);
     let newest_use = newest.header.segment_use;
     let oldest_use = newest_scanned.extent.oldest_use.min(newest_use);
@@ -95,19 +110,25 @@ pub(super) fn replay(
         replay.check_start(found, used)?;
         let scanned = scanned?;
         records += scanned.facts.len() as u64;
-        replay.apply(found, scanned);
+        if let Some(flaw) = replay.apply(found, scanned) {
+            return Err(flaw);
+        }
         if let Some(read) = progress.segment_read(found.length, started.elapsed()) {
             let super::progress::Report { segments, bytes, percent } = read;
             tracing::info!(segments, bytes, percent, "the log is being read");
         }
         Ok(())
     };
-    in_order(&older, threads, work, |found, scanned| take(found, scanned))?;
-    take(newest, Ok(newest_scanned))?;
-    replay.check_whole(used)?;
+    let mut read = in_order(&older, threads, work, |found, scanned| take(found, scanned));
+    if read.is_ok() {
+        read = take(newest, Ok(newest_scanned));
+    }
+    if let Some(flaw) = flaw.or_else(|| read.and_then(|()| replay.check_whole(used)).err()) {
+        return Ok((replay, Some(flaw)));
+    }
     let (segments, replicas) = (replay.extents.len(), replay.index.replica_count());
     tracing::info!(segments, bytes, records, replicas, took = ?started.elapsed(), "the log was read");
-    Ok(replay)
+    Ok((replay, None))
 }
 
 /// Reads and checks a segment. The buffer holds its bytes on return.
@@ -118,9 +139,10 @@ fn scan_segment(found: &FoundUsed, salt: &Salt, buffer: &mut Vec<u8>) -> Result<
         let FoundRecord { length, replica, record, .. } = found;
         facts.push(PlacedFact { replica, offset, length, fact: Fact::of(record) });
     };
-    let extent = scan(buffer, salt, &found.header, visit).map_err(|flaw| found.damage(flaw.offset, flaw.what))?;
+    let (extent, flaw) = scan(buffer, salt, &found.header, visit);
+    let flaw = flaw.map(|flaw| found.flawed(flaw));
     let last = extent.last.map(|start| buffer[start..extent.end].to_vec()).unwrap_or_default();
-    Ok(Scanned { facts, extent, last })
+    Ok(Scanned { facts, extent, last, flaw })
 }
 
 /// There was never more than one batch that was not synced: a later one behind the end is proof that what is not
@@ -160,7 +182,8 @@ impl Replay {
         Ok(())
     }
 
-    fn apply(&mut self, found: &FoundUsed, scanned: Scanned) {
+    /// Takes what was read, and gives out the flaw at its end.
+    fn apply(&mut self, found: &FoundUsed, scanned: Scanned) -> Option<WalError> {
         let segment_use = found.header.segment_use;
         for PlacedFact { replica, offset, length, fact } in scanned.facts {
             let place = Place::Written { segment_use, offset, length };
@@ -177,6 +200,7 @@ impl Replay {
             self.last = Some(LastBatch { segment_use, offset: start as u64, bytes: scanned.last });
         }
         self.extents.insert(segment_use, scanned.extent);
+        scanned.flaw
     }
 
     fn check_whole(&self, used: &BTreeMap<u64, FoundUsed>) -> Result<(), WalError> {

@@ -22,19 +22,26 @@ pub(super) struct Extent {
 
 /// Something that was written as it stands, and is not what a program of this version writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Flaw {
-    pub(super) offset: u64,
-    pub(super) what: String,
+pub(super) enum Flaw {
+    Damage {
+        offset: u64,
+        what: String,
+    },
+    /// Another program knows what it is.
+    Version {
+        offset: u64,
+        found: u16,
+    },
 }
 
-/// Goes through a segment's batches until the first that is not valid or not next. `visit` gets each record, with its
-/// offset in the segment.
+/// Goes through a segment's batches until the first that is not valid or not next, or is flawed. `visit` gets each
+/// record, with its offset in the segment.
 pub(super) fn scan(
     bytes: &[u8],
     salt: &Salt,
     header: &SegmentHeader,
     mut visit: impl FnMut(u32, FoundRecord<'_>),
-) -> Result<Extent, Flaw> {
+) -> (Extent, Option<Flaw>) {
     let end = FIRST_OFFSET as usize;
     let mut extent = Extent { batches: 0, last: None, end, oldest_use: header.oldest_use, closed: false };
     while let Some((batch, end)) = next_batch(bytes, salt, header, &extent) {
@@ -42,21 +49,30 @@ pub(super) fn scan(
         let body_offset = start + BATCH_HEADER_BYTES;
         let mut count = 0;
         for record in records(&bytes[body_offset..end]) {
-            let record = record.map_err(|bad| Flaw {
-                offset: (body_offset + bad.offset as usize) as u64,
-                what: "a record of an unknown kind".into(),
-            })?;
+            let record = match record {
+                Ok(record) => record,
+                Err(bad) => {
+                    let offset = (body_offset + bad.offset as usize) as u64;
+                    let what = "a record of an unknown kind".into();
+                    return (Extent { closed: false, ..extent }, Some(Flaw::Damage { offset, what }));
+                }
+            };
             count += 1;
             extent.closed = record.record == Record::Closed;
             // Offsets in a segment have 32 bits.
             visit(body_offset as u32 + record.offset, record);
         }
         if count != batch.count {
-            return Err(Flaw { offset: start as u64, what: format!("a batch of {} records has {count}", batch.count) });
+            let what = format!("a batch of {} records has {count}", batch.count);
+            return (Extent { closed: false, ..extent }, Some(Flaw::Damage { offset: start as u64, what }));
         }
         extent = Extent { batches: extent.batches + 1, last: Some(start), end, oldest_use: batch.oldest_use, ..extent };
     }
-    Ok(extent)
+    // No torn tail: its header is right, and so it is to be read by who knows it.
+    let rest = bytes.get(extent.end..).unwrap_or_default();
+    let offset = extent.end as u64;
+    let other = BatchHeader::other_version(rest, salt, header.segment_use, offset);
+    (extent, other.map(|found| Flaw::Version { offset, found }))
 }
 
 /// The next batch, if it is valid and has the sequence that is due, and where it ends.

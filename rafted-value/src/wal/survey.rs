@@ -8,7 +8,7 @@ use super::WalError;
 use super::record::{
     FIRST_OFFSET, FORMAT_VERSION, SEGMENT_HEADER_BYTES, Salt, SegmentHeader, SegmentHeaderError, UNUSED,
 };
-use super::scan::find_header;
+use super::scan::{Flaw, find_header};
 use super::segment::{SegmentFile, segment_number};
 use crate::disk::Disk;
 
@@ -28,6 +28,7 @@ pub(super) struct FoundUsed {
 }
 
 /// The segments of a directory.
+#[derive(Default)]
 pub(super) struct Survey {
     /// The salt of all of them; none if there is no segment with a valid header.
     pub(super) salt: Option<Salt>,
@@ -47,6 +48,16 @@ impl Found {
 impl FoundUsed {
     pub(super) fn damage(&self, offset: u64, what: impl Into<String>) -> WalError {
         damage(&self.segment, offset, what)
+    }
+
+    pub(super) fn flawed(&self, flaw: Flaw) -> WalError {
+        match flaw {
+            Flaw::Damage { offset, what } => self.damage(offset, what),
+            Flaw::Version { offset, found } => {
+                let (file, found, supported) = (self.segment.path.clone(), u32::from(found), u32::from(FORMAT_VERSION));
+                WalError::Version { file, offset, found, supported }
+            }
+        }
     }
 
     /// Reads the file into `bytes`, in place of what is there.
@@ -112,7 +123,7 @@ fn find(disk: &dyn Disk, dir: &Path) -> Result<(Vec<Found>, u32), WalError> {
             Ok(header) => Some(header),
             Err(SegmentHeaderError::Invalid) => None,
             Err(SegmentHeaderError::Version(found)) => {
-                return Err(WalError::Version { file: path, found, supported: u32::from(FORMAT_VERSION) });
+                return Err(WalError::Version { file: path, offset: 0, found, supported: u32::from(FORMAT_VERSION) });
             }
         };
         all.push(Found { segment: SegmentFile { path, file }, length, header });

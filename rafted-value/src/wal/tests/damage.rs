@@ -1,6 +1,6 @@
 //! Changed bytes: a torn tail is dropped, everything else is refused with file and byte.
 
-use super::record::BATCH_HEADER_BYTES;
+use super::record::{BATCH_HEADER_BYTES, change_version};
 use super::*;
 
 /// A log of one replica with `count` batches of an entry, not closed; and where each batch starts.
@@ -182,6 +182,36 @@ fn a_newer_format_is_refused_by_name() {
     let error = try_open(&disk).err().unwrap();
     assert!(matches!(error, WalError::Version { found: 9, supported: 1, .. }));
     assert!(error.to_string().contains("segment-000001 has log format 9"), "{error}");
+}
+
+#[test]
+fn a_batch_of_a_newer_format_is_no_torn_tail() {
+    for at in [4, 2, 0] {
+        let disk = FaultyDisk::default();
+        let offset = written(&disk, 5)[at];
+        let change = |content: &mut Vec<u8>, salt| {
+            let header = &mut content[offset as usize..][..BATCH_HEADER_BYTES];
+            change_version(header, 9, salt, 1, offset);
+        };
+        let damaged = disk.reopen();
+        damaged.change(&segment(1), |content| change(content, b"a wrong checksum"));
+        match try_open(&damaged) {
+            Ok((wal, _)) => assert!(at == 4 && entries(&wal, 1).len() == 4, "at the end, it is a torn tail"),
+            Err(error) => assert!(at < 4 && matches!(error, WalError::Damage { .. }), "{error}"),
+        }
+        disk.change(&segment(1), |content| change(content, &SALT));
+        let error = try_open(&disk).err().unwrap();
+        assert!(
+            matches!(&error, WalError::Version { file, offset: found_at, found: 9, supported: 1 }
+                if *file == segment(1) && *found_at == offset),
+            "{error}"
+        );
+        // Nothing was changed by the try: the newer program finds all of it.
+        disk.change(&segment(1), |content| {
+            change_version(&mut content[offset as usize..][..BATCH_HEADER_BYTES], 1, &SALT, 1, offset);
+        });
+        assert_eq!(entries(&open(&disk).0, 1).len(), 5);
+    }
 }
 
 #[test]
