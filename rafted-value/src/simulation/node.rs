@@ -212,7 +212,7 @@ async fn write(mut appender: Appender) {
             Step::Full => tokio::time::sleep(MAX_SYNC).await,
             Step::Stopped => return,
         }
-        if appender.ask_again().is_err() {
+        if let Step::Stopped = appender.ask_again() {
             return;
         }
     }

@@ -116,8 +116,7 @@ impl Appender {
             match self.step() {
                 Step::Wrote => {}
                 Step::Idle => {
-                    if let Err(error) = self.wait() {
-                        self.fail(&format!("a segment cannot be prepared: {error}"), Vec::new());
+                    if let Step::Stopped = self.wait() {
                         return;
                     }
                 }
@@ -128,7 +127,7 @@ impl Appender {
     }
 
     /// Waits for work; meanwhile, asks a full disk again, so that commands which are refused are taken again.
-    fn wait(&mut self) -> io::Result<()> {
+    fn wait(&mut self) -> Step {
         let shared = self.shared.clone();
         let mut state = lock(&shared.state);
         while !state.has_work() && state.life == Life::Open {
@@ -139,20 +138,24 @@ impl Appender {
             }
             let waited = shared.work.wait_timeout(state, FULL_RETRY).unwrap_or_else(PoisonError::into_inner);
             drop(waited);
-            self.ask_again()?;
+            if let Step::Stopped = self.ask_again() {
+                return Step::Stopped;
+            }
             state = lock(&shared.state);
         }
         state.appender_waits = false;
-        Ok(())
+        Step::Idle
     }
 
     /// Asks a disk that was full whether it has room.
-    pub(crate) fn ask_again(&mut self) -> io::Result<()> {
+    pub(crate) fn ask_again(&mut self) -> Step {
         if self.segments.full.is_some() {
-            self.segments.prepare_again()?;
+            if let Err(error) = self.segments.prepare_again() {
+                return self.fail(&format!("a segment cannot be prepared: {error}"), Vec::new());
+            }
             lock(&self.shared.state).full = self.segments.is_full();
         }
-        Ok(())
+        Step::Idle
     }
 
     /// Writes one batch, if there is one.
