@@ -6,11 +6,13 @@
 //!     |-- node      disk, store, the log's task, replica      |-- client    appends, reads, retries; history
 //!     |-- members   moves the group to other nodes            |-- network   delays, losses, cuts
 //!     '-- truth     at every step: one leader a term, one state an index
+//!           |-- ledger    what ran and what was told: each once, none lost, no stale read
+//!           '-- counts    what happened: not less than it should
 //!   plant    bugs at the seams, which must be found
 //! ```
 //!
-//! `RAFTED_VALUE_SEEDS=1000 cargo test --release -p rafted-value simulation` runs more seeds than the tests do;
-//! `RAFTED_VALUE_SEED=17` runs one and tells its story.
+//! `RAFTED_VALUE_SEEDS=1000 cargo test --release -p rafted-value simulation` runs more seeds than the tests do, from
+//! `RAFTED_VALUE_FIRST_SEED` on; `RAFTED_VALUE_SEED=17` runs one and tells its story.
 
 mod world;
 mod members;
@@ -18,13 +20,17 @@ mod node;
 mod client;
 mod network;
 mod plant;
+mod settings;
 mod history;
 mod clock;
 mod value;
 mod truth;
+mod ledger;
+mod counts;
 
+use self::counts::Counts;
 use self::plant::Plant;
-use self::world::{Report, run};
+use self::world::run;
 
 /// Seeds that every run of the tests takes.
 const SEEDS: u64 = 50;
@@ -35,31 +41,30 @@ fn variable(name: &str) -> Option<u64> {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nothing_runs_twice() {
-    let mut sum = Report::default();
+    let mut counts = Counts::default();
     let seeds = match variable("RAFTED_VALUE_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..variable("RAFTED_VALUE_SEEDS").unwrap_or(SEEDS),
+        None => {
+            let first = variable("RAFTED_VALUE_FIRST_SEED").unwrap_or(0);
+            first..first + variable("RAFTED_VALUE_SEEDS").unwrap_or(SEEDS)
+        }
     };
     let count = seeds.end - seeds.start;
     for seed in seeds {
         let report = run(seed, Plant::Nothing).unwrap_or_else(|error| panic!("{error}"));
-        sum.appended += report.appended;
-        sum.read += report.read;
-        sum.unknown += report.unknown;
-        sum.terms += report.terms;
-        sum.ends += report.ends;
+        counts.add_all(&report.counts);
     }
     if count == 1 {
         return;
     }
-    println!("{count} seeds: {sum:?}");
-    assert!(sum.appended > 20 * count && sum.read > 10 * count, "little was done: {sum:?}");
-    assert!(sum.unknown > 0 && sum.terms > 3 * count && sum.ends > 3 * count, "little went wrong: {sum:?}");
+    println!("{count} seeds: {counts:?}");
+    let too_few = counts.too_few(count);
+    assert!(too_few.is_empty(), "{too_few:?} of {counts:?}");
 }
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in [0, 1, 2, 17, 653] {
+    for seed in [0, 1, 17] {
         let first = run(seed, Plant::Nothing).unwrap_or_else(|error| panic!("{error}"));
         let again = run(seed, Plant::Nothing).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(first, again, "seed {seed}");

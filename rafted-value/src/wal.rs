@@ -297,6 +297,12 @@ impl Wal {
         }
     }
 
+    /// The number of the newest use of a segment.
+    #[cfg(test)]
+    pub(crate) fn active_use(&self) -> u64 {
+        self.state_lock().active_use
+    }
+
     /// Writes what is queued and that the log was closed, and waits for it. Later calls get errors.
     pub(crate) fn close(&self) {
         self.handle.close();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use super::counts::Event;
 use super::node::{Node, Surroundings};
 use super::truth::Truth;
 use crate::change::is_close;
@@ -90,8 +91,9 @@ impl Placement {
                         Some(scope.spawn(step(around.truth.clone(), change)))
                     },
                     |to| {
-                        let replica = replica.clone();
-                        Some(scope.spawn(step(around.truth.clone(), async move { replica.transfer_leader(to).await })))
+                        let (replica, truth) = (replica.clone(), around.truth.clone());
+                        around.truth.is_heir(to);
+                        Some(scope.spawn(hand_over(truth, async move { replica.transfer_leader(to).await })))
                     },
                 ),
             };
@@ -117,11 +119,22 @@ impl Placement {
     }
 }
 
-/// A step that fails is seen by the next look at the members.
+/// A change of members. One that fails is seen by the next look at the members.
 async fn step<E: std::fmt::Display>(truth: Arc<Truth>, change: impl Future<Output = Result<(), E>>) {
+    if is_done(&truth, change).await {
+        truth.count(Event::MembersChanged);
+    }
+}
+
+async fn hand_over<E: std::fmt::Display>(truth: Arc<Truth>, change: impl Future<Output = Result<(), E>>) {
+    is_done(&truth, change).await;
+}
+
+async fn is_done<E: std::fmt::Display>(truth: &Truth, change: impl Future<Output = Result<(), E>>) -> bool {
     match tokio::time::timeout(PATIENCE, change).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(error)) => truth.tell(format!("a step fails: {error}")),
         Err(_) => truth.tell("a step does not end".into()),
     }
+    false
 }

@@ -12,13 +12,18 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::oneshot;
 
+use super::counts::Event;
 use super::plant::Plant;
 use super::truth::Truth;
+use crate::disk::faulty::{Fault, FaultyDisk};
 use crate::group::{UntypedReplica, wrong_replica};
 use crate::rpc::{Answer, Request, RequestBody, peek};
 use crate::runtime::Scope;
+use crate::status::{Role, Status};
 use crate::transport::{Body, BoxFuture, Transport, TransportError};
 
+/// The receiver of a snapshot loses power at one of so many writes and syncs of its disk.
+const LAST_ENDANGERED: u64 = 16;
 /// How long a host answers a request at most.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,15 +42,24 @@ struct State {
     hosts: BTreeMap<String, Host>,
     /// From, to.
     cut: BTreeSet<(String, String)>,
-    /// How often a message is lost, and how often it is late.
-    loss: f64,
-    late: f64,
+    trouble: Trouble,
+    /// How often a node loses power in the midst of receiving a snapshot.
+    receivers_end: f64,
+}
+
+/// What befalls messages, and how often.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Trouble {
+    pub(crate) lost: f64,
+    pub(crate) late: f64,
+    pub(crate) twice: f64,
 }
 
 #[derive(Clone)]
 struct Host {
     replicas: Vec<UntypedReplica>,
     scope: Scope,
+    disk: FaultyDisk,
 }
 
 /// What happens to one message.
@@ -56,8 +70,10 @@ enum Fate {
 
 impl Network {
     pub(crate) fn new(seed: u64, truth: Arc<Truth>, plant: Plant) -> Self {
-        let random = StdRng::seed_from_u64(seed);
-        let state = State { random, hosts: BTreeMap::new(), cut: BTreeSet::new(), loss: 0.0, late: 0.0 };
+        let mut random = StdRng::seed_from_u64(seed);
+        let receivers_end = [0.0, 0.1, 0.4][random.random_range(0..3)];
+        let (hosts, cut, trouble) = (BTreeMap::new(), BTreeSet::new(), Trouble::default());
+        let state = State { random, hosts, cut, trouble, receivers_end };
         Self { state: Arc::new(Mutex::new(state)), scope: Scope::new(seed ^ 1), truth, plant }
     }
 
@@ -66,9 +82,9 @@ impl Network {
         Arc::new(Link { network: self.clone(), here: here.to_owned() })
     }
 
-    pub(crate) fn attach(&self, node: &str, replica: UntypedReplica, scope: &Scope) {
+    pub(crate) fn attach(&self, node: &str, replica: UntypedReplica, scope: &Scope, disk: &FaultyDisk) {
         let mut state = self.lock();
-        let host = Host { replicas: Vec::new(), scope: scope.clone() };
+        let host = Host { replicas: Vec::new(), scope: scope.clone(), disk: disk.clone() };
         state.hosts.entry(node.to_owned()).or_insert(host).replicas.push(replica);
     }
 
@@ -89,25 +105,57 @@ impl Network {
     pub(crate) fn heal(&self) {
         let mut state = self.lock();
         state.cut.clear();
-        (state.loss, state.late) = (0.0, 0.0);
+        state.trouble = Trouble::default();
     }
 
-    pub(crate) fn trouble(&self, loss: f64, late: f64) {
-        let mut state = self.lock();
-        (state.loss, state.late) = (loss, late);
+    pub(crate) fn trouble(&self, trouble: Trouble) {
+        self.lock().trouble = trouble;
+    }
+
+    /// From now on, nodes may receive snapshots in peace.
+    pub(crate) fn spare_receivers(&self) {
+        self.lock().receivers_end = 0.0;
     }
 
     fn fate(&self, from: &str, to: &str) -> Fate {
         let mut state = self.lock();
-        let (loss, late) = (state.loss, state.late);
-        if state.cut.contains(&(from.to_owned(), to.to_owned())) || state.random.random_bool(loss) {
+        let Trouble { lost, late, .. } = state.trouble;
+        if state.cut.contains(&(from.to_owned(), to.to_owned())) {
+            return Fate::Lost;
+        }
+        if state.random.random_bool(lost) {
+            self.truth.count(Event::MessageLost);
             return Fate::Lost;
         }
         let micros = match state.random.random_bool(late) {
-            true => state.random.random_range(1_000..400_000),
+            true => {
+                self.truth.count(Event::MessageLate);
+                state.random.random_range(1_000..400_000)
+            }
             false => state.random.random_range(100..3_000),
         };
         Fate::Arrives(Duration::from_micros(micros))
+    }
+
+    /// Whether a message arrives twice; each of them may be late, or lost.
+    fn is_doubled(&self) -> bool {
+        let mut state = self.lock();
+        let twice = state.trouble.twice;
+        let is_doubled = state.random.random_bool(twice);
+        if is_doubled {
+            self.truth.count(Event::MessageTwice);
+        }
+        is_doubled
+    }
+
+    /// Lets the receiver of a snapshot lose power soon, or not.
+    fn endanger(&self, disk: &FaultyDisk) {
+        let mut state = self.lock();
+        let receivers_end = state.receivers_end;
+        if state.random.random_bool(receivers_end) {
+            let operation = disk.operations() + state.random.random_range(0..LAST_ENDANGERED);
+            disk.fail_at(operation, Fault::Crash);
+        }
     }
 
     fn host(&self, node: &str) -> Option<Host> {
@@ -135,6 +183,10 @@ impl Network {
         self.observe(from, to, &request);
         let (network, from, to) = (self.clone(), from.to_owned(), to.to_owned());
         let (answer, answered) = oneshot::channel();
+        if body.is_none() && self.is_doubled() {
+            let (network, from, to, request) = (network.clone(), from.clone(), to.clone(), request.clone());
+            self.scope.spawn(async move { drop(network.deliver(&from, &to, request, None).await) });
+        }
         self.scope.spawn(async move {
             match network.deliver(&from, &to, request, body).await {
                 Some(result) => drop(answer.send(result)),
@@ -179,13 +231,18 @@ impl Network {
         let envelope = peek(&request).ok()?;
         let is_meant = |replica: &&UntypedReplica| envelope.to.is_none_or(|to| replica.spec().replica == to);
         let Some(replica) = host.replicas.iter().rev().find(is_meant).cloned() else { return Some(wrong_replica()) };
+        self.observe_query(&replica, &request);
+        let asked = request.clone();
         if let Some(answer) = self.plant.answers(&replica, &request).await {
             return Some(answer);
         }
-        let plant = self.plant;
+        let (plant, is_snapshot) = (self.plant, body.is_some());
+        let snapshot_before = is_snapshot.then(|| replica.status().snapshot);
+        let receiver = replica.clone();
         let handled = match body {
             None => host.scope.spawn(async move { replica.handle(request, PATIENCE).await }),
             Some(body) => {
+                self.endanger(&host.disk);
                 let body = Box::new(Chunks { network: self.clone(), from: from.into(), to: to.into(), body });
                 host.scope.spawn(async move {
                     let answer = replica.handle_with_body(request, body).await;
@@ -197,7 +254,34 @@ impl Network {
                 })
             }
         };
-        handled.await.ok()
+        let answer = handled.await.ok();
+        if let Some(before) = snapshot_before {
+            if answer.is_none() || host.disk.crashed() {
+                self.truth.count(Event::SnapshotBrokenOff);
+            } else if receiver.status().snapshot > before {
+                self.truth.count(Event::SnapshotInstalled);
+            }
+        }
+        self.observe_vote(&receiver, asked, answer.as_ref());
+        answer
+    }
+
+    /// A replica's word that a candidate has its vote.
+    fn observe_vote(&self, voter: &UntypedReplica, asked: Bytes, answer: Option<&Bytes>) {
+        if let Ok(Request { body: RequestBody::Vote { vote, .. }, .. }) = Request::decode(asked)
+            && let Some(Ok(Answer::Vote { granted: true, .. })) = answer.map(|answer| Answer::decode(answer.clone()))
+        {
+            self.truth.votes(vote.leader_id.term, voter.spec().replica.get(), vote.leader_id.voted_for);
+        }
+    }
+
+    /// A query meets a replica that does not know that it leads no more.
+    fn observe_query(&self, replica: &UntypedReplica, request: &Bytes) {
+        let is_query = || matches!(Request::decode(request.clone()), Ok(Request { body: RequestBody::Query(_), .. }));
+        let is_deposed = |status: Status| status.role == Role::Leader && Some(status.term) < self.truth.newest_term();
+        if is_query() && is_deposed(replica.status()) {
+            self.truth.count(Event::QueryAtDeposedLeader);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::clock::VirtualClock;
+use super::counts::Event;
 use super::network::Network;
 use super::plant::Plant;
 use super::truth::{Observer, Truth};
@@ -21,13 +24,16 @@ use crate::rpc::ClusterTag;
 use crate::runtime::{Scope, random_range};
 use crate::status::{Member, ReplicaId, Status};
 use crate::store::Store;
-use crate::wal::{Appender, Step, WalConfig};
+use crate::wal::{Appender, LogEnd, LogView, Step, WalConfig};
 
 pub(crate) const GROUP: &str = "chain";
 /// Small, so that segments roll and are used again; half of one takes a snapshot that lives in the log.
 const SEGMENT_BYTES: u64 = 192 * 1024;
-/// How long one write and sync of the log takes at most.
-const MAX_SYNC: Duration = Duration::from_millis(5);
+/// How long one write and sync of the log takes at most, in milliseconds.
+const MAX_SYNC: u64 = 5;
+/// The same of a disk that is slow.
+const MAX_SLOW_SYNC: u64 = 300;
+const DIR: &str = "/data";
 /// How long a node is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a log with nothing to write looks for work.
@@ -49,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) running: Option<Running>,
     /// When it is to be started again.
     pub(crate) start_at: Option<Instant>,
+    /// What a write and sync of its disk takes at most, in milliseconds.
+    max_sync: Arc<AtomicU64>,
 }
 
 pub(crate) struct Running {
@@ -56,6 +64,7 @@ pub(crate) struct Running {
     pub(crate) store: Store,
     pub(crate) replica: Option<UntypedReplica>,
     failed: watch::Receiver<Option<String>>,
+    writer: JoinHandle<()>,
 }
 
 /// How a node ends.
@@ -63,6 +72,8 @@ pub(crate) struct Running {
 pub(crate) enum End {
     /// The process is killed: what it wrote stays.
     Killed,
+    /// The process ended in order, as far as it could within a second.
+    Stopped,
     /// Power is lost: of what was not synced, anything may be gone.
     PowerLost,
     /// The disk is lost.
@@ -73,7 +84,8 @@ impl Node {
     pub(crate) fn new(name: &str, start: Instant, plant: Plant) -> Self {
         let clock = Arc::new(VirtualClock::new(start));
         let disk = new_disk(plant);
-        Self { name: name.to_owned(), disk, clock, running: None, start_at: None }
+        let max_sync = Arc::new(AtomicU64::new(MAX_SYNC));
+        Self { name: name.to_owned(), disk, clock, running: None, start_at: None, max_sync }
     }
 
     /// Opens the disk, and starts the replica that is on it.
@@ -82,13 +94,13 @@ impl Node {
         let config = WalConfig::default().with_segment_bytes(SEGMENT_BYTES).with_cache_bytes(4096);
         let disk = Arc::new(self.disk.clone());
         let (store, appender) = scope
-            .run(async { Store::open_simulated(disk, Path::new("/data"), &self.name, self.clock.clone(), config) })
+            .run(async { Store::open_simulated(disk, Path::new(DIR), &self.name, self.clock.clone(), config) })
             .await?;
-        scope.spawn(write(appender));
+        let writer = scope.spawn(write(appender, self.max_sync.clone()));
         around.plant.on_start(&store);
         let failed = store.failed();
-        let mut running = Running { scope, store, replica: None, failed };
-        let started = running.start_replica(&self.name, around).await;
+        let mut running = Running { scope, store, replica: None, failed, writer };
+        let started = running.start_replica(&self.name, &self.disk, around).await;
         self.start_at = None;
         self.running = Some(running);
         started
@@ -103,7 +115,7 @@ impl Node {
             // A disk without room makes it wait; it is there the next time.
             if let Ok(Ok(created)) = tokio::time::timeout(PATIENCE, created).await {
                 created?;
-                running.start_replica(&self.name, around).await?;
+                running.start_replica(&self.name, &self.disk, around).await?;
             }
         }
         Ok(())
@@ -124,16 +136,47 @@ impl Node {
         }
     }
 
+    /// Stops it in order; what does not end in time is ended.
+    pub(crate) async fn stop(&mut self, around: &Surroundings) {
+        around.network.detach(&self.name);
+        let Some(running) = &mut self.running else { return };
+        let (store, replica) = (running.store.clone(), running.replica.take());
+        let stopping = running.scope.spawn(async move {
+            if let Some(replica) = replica {
+                replica.shutdown().await;
+            }
+            store.close().await;
+        });
+        let stopped = async {
+            let _ = stopping.await;
+            let _ = (&mut running.writer).await;
+        };
+        let _ = tokio::time::timeout(PATIENCE, stopped).await;
+    }
+
     pub(crate) fn end(&mut self, around: &Surroundings, how: End, seed: u64) {
         if let Some(running) = self.running.take() {
             running.scope.end();
         }
         around.network.detach(&self.name);
         self.disk = match how {
-            End::Killed => self.disk.reopen(),
+            End::Killed | End::Stopped => self.disk.reopen(),
             End::PowerLost => self.disk.restart(seed),
             End::DiskLost => new_disk(around.plant),
         };
+        if how == End::PowerLost && self.has_torn_tail() {
+            around.truth.count(Event::TornTail);
+        }
+    }
+
+    fn has_torn_tail(&self) -> bool {
+        let log = LogView::read(&self.disk, &Path::new(DIR).join("wal"));
+        matches!(log.and_then(|log| log.end()), Ok(LogEnd::Torn { .. }))
+    }
+
+    /// Makes its disk slow, or as it was.
+    pub(crate) fn set_slow(&self, is_slow: bool) {
+        self.max_sync.store(if is_slow { MAX_SLOW_SYNC } else { MAX_SYNC }, Ordering::Relaxed);
     }
 
     /// Whether it cannot go on, and how it ends then.
@@ -162,13 +205,18 @@ impl Node {
         Some(Member { name: self.name.clone(), node, zone: String::new(), decided_at, addresses: Vec::new() })
     }
 
+    /// The last index that its value has applied, the list's length and its hash.
+    pub(crate) fn state(&self) -> Option<(u64, u64, u64)> {
+        self.replica()?.read_local(|chain: &Chain, context| (context.index(), chain.items.len() as u64, chain.hash))
+    }
+
     pub(crate) fn items(&self) -> Option<Vec<u64>> {
         self.replica()?.read_local(|chain: &Chain, _| chain.items.clone())
     }
 }
 
 impl Running {
-    async fn start_replica(&mut self, name: &str, around: &Surroundings) -> Result<(), StartError> {
+    async fn start_replica(&mut self, name: &str, disk: &FaultyDisk, around: &Surroundings) -> Result<(), StartError> {
         let Some(stored) = self.store.replicas().into_iter().find(|stored| stored.group == GROUP) else {
             return Ok(());
         };
@@ -189,7 +237,7 @@ impl Running {
         if around.plant == Plant::DropSessions {
             replica.forget_sessions();
         }
-        around.network.attach(name, replica.clone(), &self.scope);
+        around.network.attach(name, replica.clone(), &self.scope, disk);
         self.replica = Some(replica);
         Ok(())
     }
@@ -204,12 +252,15 @@ fn new_disk(plant: Plant) -> FaultyDisk {
 }
 
 /// Writes the log, batch by batch, each taking a while.
-async fn write(mut appender: Appender) {
+async fn write(mut appender: Appender, max_sync: Arc<AtomicU64>) {
     loop {
         match appender.step() {
-            Step::Wrote => tokio::time::sleep(random_range(Duration::ZERO..MAX_SYNC)).await,
+            Step::Wrote => {
+                let max = Duration::from_millis(max_sync.load(Ordering::Relaxed));
+                tokio::time::sleep(random_range(Duration::ZERO..max)).await;
+            }
             Step::Idle => tokio::time::sleep(IDLE).await,
-            Step::Full => tokio::time::sleep(MAX_SYNC).await,
+            Step::Full => tokio::time::sleep(Duration::from_millis(MAX_SYNC)).await,
             Step::Stopped => return,
         }
         if let Step::Stopped = appender.ask_again() {

@@ -1,10 +1,17 @@
-//! What must hold at every step, written down as it happens: one leader in a term, the same state at the same index.
+//! What must hold at every step, written down as it happens: one leader in a term, one vote of a replica in a term, and
+//! what the ledger judges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::counts::{Counts, Event};
+use super::ledger::Ledger;
+use super::value::Change;
+use crate::status::ReplicaId;
 
 /// What all nodes of a simulation did.
 #[derive(Debug)]
@@ -17,9 +24,13 @@ pub(crate) struct Truth {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By index: the item and the hash of the state behind it, as the first node had it.
-    applied: BTreeMap<u64, (u64, u64)>,
+    ledger: Ledger,
+    counts: Counts,
     leaders: BTreeMap<u64, u64>,
+    /// By term and voter: for whom.
+    votes: BTreeMap<(u64, u64), u64>,
+    /// Those to whom the newest leader was asked to hand over.
+    heirs: BTreeSet<u64>,
     violations: Vec<String>,
     trace: DefaultHasher,
     events: u64,
@@ -35,10 +46,71 @@ impl Truth {
     /// A replica spoke as the leader of a term.
     pub(crate) fn leads(&self, term: u64, replica: u64) {
         let mut inner = self.lock();
-        let first = *inner.leaders.entry(term).or_insert(replica);
+        let Some(&first) = inner.leaders.get(&term) else {
+            inner.leaders.insert(term, replica);
+            inner.counts.add(Event::Led, 1);
+            self.vote(&mut inner, term, replica, replica);
+            if std::mem::take(&mut inner.heirs).contains(&replica) {
+                inner.counts.add(Event::LeaderReplaced, 1);
+            }
+            return;
+        };
         if first != replica {
-            inner.violations.push(format!("term {term} has two leaders: {first:016x} and {replica:016x}"));
+            let violation = format!("term {term} has two leaders: {first:016x} and {replica:016x}");
+            self.violated(&mut inner, violation);
         }
+    }
+
+    /// A replica told another that it has its vote.
+    pub(crate) fn votes(&self, term: u64, voter: u64, candidate: u64) {
+        self.vote(&mut self.lock(), term, voter, candidate);
+    }
+
+    fn vote(&self, inner: &mut Inner, term: u64, voter: u64, candidate: u64) {
+        let first = *inner.votes.entry((term, voter)).or_insert(candidate);
+        if first != candidate {
+            let violation = format!("{voter:016x} votes for {first:016x} and {candidate:016x} in term {term}");
+            self.violated(inner, violation);
+        }
+    }
+
+    /// The highest term in which somebody spoke as leader.
+    pub(crate) fn newest_term(&self) -> Option<u64> {
+        self.lock().leaders.last_key_value().map(|(&term, _)| term)
+    }
+
+    /// The leader was asked to hand over to a replica.
+    pub(crate) fn is_heir(&self, replica: ReplicaId) {
+        self.lock().heirs.insert(replica.get());
+    }
+
+    pub(crate) fn count(&self, event: Event) {
+        self.count_many(event, 1);
+    }
+
+    pub(crate) fn count_many(&self, event: Event, count: u64) {
+        self.lock().counts.add(event, count);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
+    /// Asks the ledger something.
+    pub(crate) fn ledger<T>(&self, ask: impl FnOnce(&mut Ledger) -> T) -> T {
+        ask(&mut self.lock().ledger)
+    }
+
+    /// Lets the ledger judge something that happens now.
+    pub(crate) fn judge(&self, who: &str, judge: impl FnOnce(&mut Ledger, Duration) -> Result<(), String>) {
+        let mut inner = self.lock();
+        if let Err(error) = judge(&mut inner.ledger, self.start.elapsed()) {
+            self.violated(&mut inner, format!("{who}: {error}"));
+        }
+    }
+
+    fn violated(&self, inner: &mut Inner, violation: String) {
+        inner.violations.push(format!("at {} ms, {violation}", self.start.elapsed().as_millis()));
     }
 
     pub(crate) fn violation(&self) -> Option<String> {
@@ -73,10 +145,6 @@ impl Truth {
         self.lock().log.join("\n")
     }
 
-    pub(crate) fn leader_count(&self) -> usize {
-        self.lock().leaders.len()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
@@ -90,12 +158,7 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    pub(crate) fn applied(&self, index: u64, item: u64, hash: u64) {
-        let mut inner = self.truth.lock();
-        let first = *inner.applied.entry(index).or_insert((item, hash));
-        if first != (item, hash) {
-            let node = &self.node;
-            inner.violations.push(format!("{node} has {item} ({hash:x}) at index {index}, another had {first:x?}"));
-        }
+    pub(crate) fn applied(&self, index: u64, change: Change, length: u64, hash: u64) {
+        self.truth.judge(&self.node, |ledger, _| ledger.runs(index, change, length, hash));
     }
 }

@@ -7,7 +7,10 @@ crate::messages! {
     /// What was appended, in order, and the hash of it all.
     #[derive(Default)]
     pub(crate) struct Chain { pub(crate) items: Vec<u64>, pub(crate) hash: u64, padding: Vec<u8> }
+    #[derive(Copy)]
     pub(crate) enum Change { Append(u64), Pad(u64) }
+    /// A change, and bytes that make it as long as commands may be.
+    pub(crate) struct Order { pub(crate) change: Change, pub(crate) filler: Vec<u8> }
     pub(crate) enum Look { All }
     #[derive(Copy)]
     pub(crate) struct Seen { pub(crate) length: u64, pub(crate) hash: u64 }
@@ -20,32 +23,29 @@ pub(crate) fn chained(hash: u64, item: u64) -> u64 {
 }
 
 impl Value for Chain {
-    type Command = Change;
+    type Command = Order;
     type Reply = u64;
     type Query = Look;
     type Answer = Seen;
 
-    fn command(&mut self, _: Change) -> u64 {
+    fn command(&mut self, _: Order) -> u64 {
         unreachable!("the runtime calls command_in")
     }
 
     /// Answers the list's length.
-    fn command_in(&mut self, context: &Context<'_>, command: Change) -> u64 {
-        let item = match command {
+    fn command_in(&mut self, context: &Context<'_>, Order { change, .. }: Order) -> u64 {
+        match change {
             Change::Append(item) => {
                 self.items.push(item);
-                item
+                self.hash = chained(self.hash, item);
             }
-            Change::Pad(bytes) => {
-                self.padding = vec![bytes as u8; bytes as usize];
-                bytes
-            }
-        };
-        self.hash = if let Change::Append(_) = command { chained(self.hash, item) } else { self.hash };
-        if let Some(observer) = context.environment::<Observer>() {
-            observer.applied(context.index(), item, self.hash);
+            Change::Pad(bytes) => self.padding = vec![bytes as u8; bytes as usize],
         }
-        self.items.len() as u64
+        let length = self.items.len() as u64;
+        if let Some(observer) = context.environment::<Observer>() {
+            observer.applied(context.index(), change, length, self.hash);
+        }
+        length
     }
 
     fn query(&self, _: Look) -> Seen {

@@ -1,6 +1,6 @@
 //! One run: nodes, clients, and what befalls them, drawn from a seed; then everything is healed, and must come back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,17 +11,19 @@ use tokio::time::Instant;
 
 use super::client::{Client, Shared};
 use super::clock::VirtualClock;
-use super::history::{self, Outcome};
+use super::counts::{Counts, Event};
+use super::history;
 use super::members::{Placement, leader};
-use super::network::Network;
+use super::network::{Network, Trouble};
 use super::node::{End, Node, Surroundings};
 use super::plant::Plant;
+use super::settings;
 use super::truth::Truth;
 use crate::config::GroupConfig;
 use crate::disk::faulty::Fault;
 use crate::group::UntypedReplica;
 use crate::runtime::Scope;
-use crate::status::Role;
+use crate::status::{LogPosition, Role};
 
 const NODES: usize = 5;
 const CLIENTS: usize = 3;
@@ -34,16 +36,11 @@ const MAX_STEP: Duration = Duration::from_millis(60);
 /// What a run was, so that one sees that it was not empty.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Report {
-    pub(crate) appended: u64,
-    pub(crate) read: u64,
-    pub(crate) unknown: u64,
-    pub(crate) terms: u64,
-    pub(crate) ends: u64,
+    pub(crate) counts: Counts,
     pub(crate) fingerprint: (u64, u64),
 }
 
 pub(crate) struct World {
-    seed: u64,
     random: StdRng,
     /// How often a step brings something bad.
     trouble: f64,
@@ -51,9 +48,19 @@ pub(crate) struct World {
     around: Surroundings,
     placement: Placement,
     shared: Arc<Shared>,
-    report: Report,
+    /// Steps so far.
+    steps: u64,
+    looks: BTreeMap<String, Look>,
     /// Replicas whose disk is gone and that are still members.
     lost_disks: BTreeSet<crate::status::ReplicaId>,
+}
+
+/// What was seen of a node at the last step.
+#[derive(Default)]
+struct Look {
+    snapshot: Option<LogPosition>,
+    segment_use: u64,
+    is_full: bool,
 }
 
 /// Runs a seed; what went wrong, with what led to it.
@@ -62,9 +69,10 @@ pub(crate) fn run(seed: u64, plant: Plant) -> Result<Report, String> {
     runtime.block_on(async {
         let mut world = World::new(seed, plant);
         let outcome = world.live().await;
-        world.report.fingerprint = world.around.truth.fingerprint();
-        outcome.map_err(|error| format!("seed {seed}, {plant:?}: {error}\n{}", world.around.truth.story()))?;
-        Ok(world.report.clone())
+        let truth = &world.around.truth;
+        let told = |error| format!("seed {seed}, {plant:?}: step {}: {error}\n{}", world.steps, truth.story());
+        outcome.map_err(told)?;
+        Ok(Report { counts: truth.counts(), fingerprint: truth.fingerprint() })
     })
 }
 
@@ -80,12 +88,18 @@ impl World {
         let nodes: Vec<Node> = (1..=NODES).map(|n| Node::new(&format!("n{n}"), start, plant)).collect();
         let around = Surroundings { network, truth, plant, config };
         let (placement, shared) = (Placement::default(), Arc::default());
-        let (report, lost_disks) = (Report::default(), BTreeSet::new());
-        Self { seed, random, trouble, nodes, around, placement, shared, report, lost_disks }
+        let (steps, looks, lost_disks) = (0, BTreeMap::new(), BTreeSet::new());
+        Self { random, trouble, nodes, around, placement, shared, steps, looks, lost_disks }
     }
 
     async fn live(&mut self) -> Result<(), String> {
         self.found().await?;
+        if self.random.random_bool(0.3) {
+            // Before its log has segments in reserve.
+            let at = self.random.random_range(0..self.nodes.len());
+            let used = self.nodes[at].disk.used_bytes();
+            self.nodes[at].disk.set_capacity(Some(used + 40_000));
+        }
         let clients = self.start_clients();
         let end = Instant::now() + TROUBLE;
         while Instant::now() < end {
@@ -139,6 +153,8 @@ impl World {
                 network: self.around.network.clone(),
                 clock,
                 shared: self.shared.clone(),
+                truth: self.around.truth.clone(),
+                is_stubborn: n == 1,
             };
             tasks.push(Scope::new(self.random.random()).spawn(client.run()));
         }
@@ -150,29 +166,55 @@ impl World {
         tokio::time::sleep(self.random.random_range(Duration::from_millis(1)..MAX_STEP)).await;
         self.look_after_nodes().await?;
         if trouble && self.random.random_bool(self.trouble) {
-            self.befall();
+            self.befall().await;
         }
         if self.random.random_bool(0.3) {
             self.placement.go_on(&mut self.nodes, &self.around).await;
         }
+        self.look()?;
+        self.steps += 1;
+        self.around.truth.violation().map_or(Ok(()), Err)
+    }
+
+    /// Every replica is judged as it is now.
+    fn look(&mut self) -> Result<(), String> {
+        let truth = &self.around.truth;
         for node in &self.nodes {
             if let Some(fatal) = node.replica().and_then(UntypedReplica::fatal)
                 && node.must_end().is_none()
             {
                 return Err(format!("{} has stopped: {fatal}", node.name));
             }
-            if let Some(status) = node.status()
-                && status.role == Role::Leader
-            {
-                self.around.truth.leads(status.term, status.replica.get());
+            let Some((index, length, hash)) = node.state() else { continue };
+            truth.judge(&node.name, |ledger, _| ledger.sees_state(index, length, hash));
+            let (Some(status), Some(running)) = (node.status(), &node.running) else { continue };
+            let settings = settings::number(&status.config);
+            truth.judge(&node.name, |ledger, _| ledger.sees_settings(index, settings));
+            if status.role == Role::Leader {
+                truth.leads(status.term, status.replica.get());
+                if Some(status.term) >= truth.newest_term() {
+                    truth.judge(&node.name, |ledger, _| ledger.sees_newest_leader(status.last_log_index));
+                }
             }
+            let segment_use = running.store.wal().active_use();
+            let is_full = running.store.wal().is_full();
+            let now = Look { snapshot: status.snapshot, segment_use, is_full };
+            let before = self.looks.insert(node.name.clone(), now).unwrap_or_default();
+            if status.snapshot > before.snapshot {
+                truth.count(Event::Snapshot);
+            }
+            if is_full && !before.is_full {
+                truth.count(Event::DiskFull);
+            }
+            truth.count_many(Event::SegmentRolled, segment_use.saturating_sub(before.segment_use.max(1)));
         }
-        self.around.truth.violation().map_or(Ok(()), Err)
+        Ok(())
     }
 
     async fn look_after_nodes(&mut self) -> Result<(), String> {
         for at in 0..self.nodes.len() {
             if let Some(how) = self.nodes[at].must_end() {
+                self.around.truth.count(Event::DiskFault);
                 self.end(at, how);
             }
             let is_due = self.nodes[at].start_at.is_some_and(|start| start <= Instant::now());
@@ -189,7 +231,10 @@ impl World {
         match node.start(&self.around, seed).await {
             Ok(()) => self.around.truth.tell(format!("{} starts", node.name)),
             // The fault that was waiting for it.
-            Err(_) if node.disk.crashed() || node.disk.has_failed() => self.end(at, End::PowerLost),
+            Err(_) if node.disk.crashed() || node.disk.has_failed() => {
+                self.around.truth.count(Event::DiskFault);
+                self.end(at, End::PowerLost);
+            }
             // A full disk: somebody makes room, and starts it again.
             Err(_) if node.disk.is_full() => {
                 node.disk.set_capacity(None);
@@ -209,16 +254,27 @@ impl World {
         };
         let node = &mut self.nodes[at];
         self.around.truth.tell(format!("{} {how:?}, back in {pause} ms", node.name));
+        self.around.truth.count(match how {
+            End::Killed => Event::Killed,
+            End::Stopped => Event::Stopped,
+            End::PowerLost => Event::PowerLost,
+            End::DiskLost => Event::DiskLost,
+        });
         if how == End::DiskLost {
             self.lost_disks.extend(node.id());
+            self.looks.remove(&node.name);
         }
         node.end(&self.around, how, seed);
         node.start_at = Some(Instant::now() + Duration::from_millis(pause));
-        self.report.ends += 1;
+    }
+
+    async fn stop(&mut self, at: usize) {
+        self.nodes[at].stop(&self.around).await;
+        self.end(at, End::Stopped);
     }
 
     /// Something bad, or at least something unusual.
-    fn befall(&mut self) {
+    async fn befall(&mut self) {
         let at = self.random.random_range(0..self.nodes.len());
         // Leaders have it harder.
         let at = match leader(&self.nodes) {
@@ -226,9 +282,14 @@ impl World {
             _ => at,
         };
         let is_up = self.nodes[at].running.is_some();
-        match self.random.random_range(0..20) {
+        match self.random.random_range(0..23) {
             0..=2 if is_up => self.end(at, End::Killed),
-            3..=4 if is_up => self.end(at, End::PowerLost),
+            3 if is_up => self.end(at, End::PowerLost),
+            // In the midst of a write, or shortly before a sync.
+            4 if is_up => {
+                let operation = self.nodes[at].disk.operations() + self.random.random_range(0..4);
+                self.nodes[at].disk.fail_at(operation, Fault::Crash);
+            }
             5..=6 if is_up => {
                 let fault = if self.random.random_bool(0.7) { Fault::Crash } else { Fault::Fail };
                 let operation = self.nodes[at].disk.operations() + self.random.random_range(0..40);
@@ -238,24 +299,36 @@ impl World {
             8 => {
                 let many: Vec<usize> = (0..self.nodes.len()).filter(|&at| self.nodes[at].running.is_some()).collect();
                 let how = if self.random.random_bool(0.5) { End::Killed } else { End::PowerLost };
+                self.around.truth.count(Event::AllEnded);
                 many.into_iter().for_each(|at| self.end(at, how));
             }
-            9..=11 => self.partition(at),
+            9..=10 => self.partition(at),
+            11 => self.leave_an_old_leader(),
             12..=13 => self.around.network.heal(),
             14 => {
-                let (loss, late) = (self.random.random_range(0.0..0.3), self.random.random_range(0.0..0.3));
-                self.around.network.trouble(loss, late);
+                let mut often = || self.random.random_range(0.0..0.3);
+                let trouble = Trouble { lost: often(), late: often(), twice: often() };
+                self.around.network.trouble(trouble);
             }
             15..=16 => self.want_others(),
             17 => self.ask(at),
             18 => {
                 let wrong = self.random.random_range(-5_000..5_000);
                 self.nodes[at].clock.set_wrong_by(wrong);
+                self.around.truth.count(Event::ClockJumped);
             }
             19 => {
                 let used = self.nodes[at].disk.used_bytes();
-                let room = if self.random.random_bool(0.5) { None } else { Some(used + 40_000) };
+                let room = if self.random.random_bool(0.4) { None } else { Some(used + 40_000) };
                 self.nodes[at].disk.set_capacity(room);
+            }
+            20 if is_up => self.stop(at).await,
+            21..=22 => {
+                let is_slow = self.random.random_bool(0.5);
+                self.nodes[at].set_slow(is_slow);
+                if is_slow {
+                    self.around.truth.count(Event::DiskSlow);
+                }
             }
             _ => {}
         }
@@ -290,7 +363,23 @@ impl World {
         // Some cuts are of one direction.
         if self.random.random_bool(0.8) {
             self.around.network.cut(&rest, &side);
+            self.around.truth.count(Event::Cut);
+        } else {
+            self.around.truth.count(Event::CutOneWay);
         }
+    }
+
+    /// Cuts the leader and the stubborn client off from all others, which elect another.
+    fn leave_an_old_leader(&mut self) {
+        let Some((leads, _)) = leader(&self.nodes) else { return };
+        let side = BTreeSet::from([self.nodes[leads].name.clone(), "c1".to_owned()]);
+        let others = self.nodes.iter().map(|node| node.name.clone());
+        let rest: BTreeSet<String> = others.filter(|name| !side.contains(name)).collect();
+        self.around.truth.tell(format!("{side:?} are left with each other"));
+        self.around.network.heal();
+        self.around.network.cut(&side, &rest);
+        self.around.network.cut(&rest, &side);
+        self.around.truth.count(Event::Cut);
     }
 
     fn want_others(&mut self) {
@@ -314,6 +403,7 @@ impl World {
             _ => {
                 let to = self.nodes[self.random.random_range(0..NODES)].id();
                 let Some(to) = to else { return };
+                self.around.truth.is_heir(to);
                 drop(running.scope.spawn(async move { replica.transfer_leader(to).await }));
             }
         }
@@ -322,7 +412,9 @@ impl World {
     fn heal(&mut self) {
         self.around.truth.tell("all is healed".into());
         self.around.network.heal();
+        self.around.network.spare_receivers();
         for node in &mut self.nodes {
+            node.set_slow(false);
             node.disk.set_capacity(None);
             node.disk.fail_at(u64::MAX, Fault::Fail);
             node.clock.set_wrong_by(0);
@@ -350,19 +442,10 @@ impl World {
         if lists.iter().any(|list| list != items) {
             return Err(format!("replicas differ: {lists:?}"));
         }
-        let history = self.shared.history.lock().unwrap().clone();
-        for record in &history {
-            match record.outcome {
-                Outcome::Appended(_) => self.report.appended += 1,
-                Outcome::Read { .. } => self.report.read += 1,
-                Outcome::Unknown => self.report.unknown += 1,
-                Outcome::NotHappened => {}
-            }
+        let statuses = self.nodes.iter().filter_map(Node::status).filter(|status| status.role != Role::Learner);
+        for number in statuses.map(|status| settings::number(&status.config)) {
+            self.shared.settings.lock().unwrap().check(number)?;
         }
-        self.report.terms = self.around.truth.leader_count() as u64;
-        if let Some(&invented) = items.iter().find(|&&item| item == 0 || item > self.shared.item_count()) {
-            return Err(format!("nobody appended {invented} (seed {})", self.seed));
-        }
-        history::check(&history, items)
+        history::check(&self.shared.history.lock().unwrap(), items)
     }
 }
