@@ -5,8 +5,9 @@ use std::fmt::{self, Debug};
 use std::io;
 use std::ops::RangeBounds;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use futures_util::{Stream, StreamExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
@@ -21,6 +22,10 @@ use openraft::type_config::alias::{CommittedLeaderIdOf, EntryOf, LogIdOf, Snapsh
 use openraft::{Config, EntryPayload, OptionalSend};
 
 use super::Client;
+
+/// How long the nodes may take until one of them leads, and how often it is looked.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(10);
 
 openraft::declare_raft_types!(
     /// Typed commands: nothing is encoded.
@@ -301,9 +306,14 @@ pub async fn connect() -> Result<OpenraftClient> {
     let first = nodes.get(&1).cloned().context("no node")?;
     hub.0.set(nodes).map_err(|_| anyhow!("set twice"))?;
     first.initialize((1..=3).map(|id| (id, ())).collect::<BTreeMap<_, _>>()).await?;
-    first.wait(Some(std::time::Duration::from_secs(10))).current_leader(1, "the first leads").await?;
+    first.wait(Some(PATIENCE)).current_leader(1, "the first leads").await?;
     let client = OpenraftClient { leader: first, _hub: hub };
-    client.write(0, &[]).await?;
+    // Whoever is voted for names itself as the leader, and may be asked before the votes are there.
+    let start = Instant::now();
+    while let Err(error) = client.write(0, &[]).await {
+        ensure!(start.elapsed() < PATIENCE, "no leader takes a write: {error:#}");
+        tokio::time::sleep(LOOK).await;
+    }
     Ok(client)
 }
 
