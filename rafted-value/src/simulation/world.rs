@@ -442,8 +442,8 @@ impl World {
         if lists.iter().any(|list| list != items) {
             return Err(format!("replicas differ: {lists:?}"));
         }
-        let statuses = self.nodes.iter().filter_map(Node::status).filter(|status| status.role != Role::Learner);
-        for number in statuses.map(|status| settings::number(&status.config)) {
+        let wanted = self.nodes.iter().filter(|node| self.placement.wanted.contains(&node.name));
+        for number in wanted.filter_map(Node::status).map(|status| settings::number(&status.config)) {
             self.shared.settings.lock().unwrap().check(number)?;
         }
         history::check(&self.shared.history.lock().unwrap(), items)
