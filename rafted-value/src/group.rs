@@ -28,6 +28,7 @@ use self::changes::Succession;
 pub(crate) use self::participation::Part;
 use self::participation::Participation;
 pub(crate) use self::queries::check_length;
+use crate::admission;
 use crate::any_value::ValueFactory;
 use crate::change;
 use crate::command::{self, Command, HEADER_BYTES};
@@ -45,7 +46,7 @@ use crate::peers::Peers;
 use crate::proposer::{self, Limits, Proposal, ProposeError, Reply};
 use crate::readable;
 use crate::reader::{self, Read};
-use crate::roster::Roster;
+use crate::roster;
 use crate::rpc::{Answer, ClusterTag};
 use crate::runtime::{self, watch};
 use crate::snapshot::ReadError as SnapshotError;
@@ -204,8 +205,13 @@ impl UntypedReplica {
             group,
             transport,
         };
-        let roster = Roster::new(peers.clone(), shared.clone());
-        runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), roster, proposal_queue));
+        let (roster, asking) = roster::new(peers.clone(), shared.clone());
+        runtime::spawn_on(&mut tasks, asking.run());
+        let (aside, put_aside) = mpsc::unbounded_channel();
+        let admitted = proposals.downgrade();
+        let admission = admission::run(peers.clone(), shared.clone(), roster.clone(), put_aside, admitted);
+        runtime::spawn_on(&mut tasks, admission);
+        runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), roster, aside, proposal_queue));
         let freshness = Arc::new(Freshness::default());
         runtime::spawn_on(&mut tasks, freshness::run(peers, reads.clone(), shared.clone(), freshness.clone()));
         let reader = reader::run(raft.clone(), shared.clone(), store.threads().clone(), read_queue);

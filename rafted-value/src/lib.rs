@@ -19,6 +19,7 @@ mod client;
 mod group;
 mod encoding;
 mod membership;
+mod admission;
 mod proposer;
 mod gathering;
 mod roster;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal};
 use openraft::raft::WriteResult;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -58,7 +59,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    fn send(self, outcome: Result<Bytes, ProposeError>) {
+    pub(crate) fn send(self, outcome: Result<Bytes, ProposeError>) {
         let Self { caller, _room: room } = self;
         // Before the caller hears of it, who may ask again at once.
         drop(room);
@@ -103,11 +104,13 @@ impl Limits {
     }
 }
 
-/// Runs until the queue's senders are gone.
+/// Runs until the queue's senders are gone. What must wait until it is known who reads it goes `aside`, and comes back
+/// through the queue.
 pub(crate) async fn run(
     raft: Raft,
     shared: Arc<Shared>,
     mut roster: Roster,
+    aside: mpsc::UnboundedSender<Proposal>,
     mut queue: mpsc::UnboundedReceiver<Proposal>,
 ) {
     let mut batch = Vec::new();
@@ -134,10 +137,10 @@ pub(crate) async fn run(
             }
         }
         if may_propose && gathering::is_due(in_flight.len(), batch.len(), since.elapsed()) {
-            in_flight.extend(propose(&raft, &shared, &mut roster, &mut batch).await);
+            in_flight.extend(propose(&raft, &shared, &mut roster, &aside, &mut batch).await);
         }
     }
-    in_flight.extend(propose(&raft, &shared, &mut roster, &mut batch).await);
+    in_flight.extend(propose(&raft, &shared, &mut roster, &aside, &mut batch).await);
     while in_flight.next().await.is_some() {}
 }
 
@@ -146,9 +149,13 @@ async fn propose(
     raft: &Raft,
     shared: &Arc<Shared>,
     roster: &mut Roster,
+    aside: &mpsc::UnboundedSender<Proposal>,
     batch: &mut Vec<Proposal>,
 ) -> Option<impl Future<Output = ()> + use<>> {
-    refuse_unreadable(raft, shared, roster, batch).await;
+    put_aside_unreadable(raft, shared, roster, aside, batch);
+    if batch.is_empty() {
+        return None;
+    }
     // Whoever does not lead appends nothing, and need not know the time.
     let time = if raft.is_leader() { roster.time().await } else { None };
     let (commands, replies) = stamped(shared, time, batch);
@@ -164,23 +171,47 @@ async fn propose(
     }
 }
 
-/// Refuses what some member may not be able to read.
-async fn refuse_unreadable(raft: &Raft, shared: &Shared, roster: &mut Roster, batch: &mut Vec<Proposal>) {
+/// Puts aside, or refuses, what some member may not be able to read.
+fn put_aside_unreadable(
+    raft: &Raft,
+    shared: &Shared,
+    roster: &Roster,
+    aside: &mpsc::UnboundedSender<Proposal>,
+    batch: &mut Vec<Proposal>,
+) {
     let in_use = shared.version_in_use();
-    let mut versions: Vec<u32> = batch.iter().filter_map(|proposal| command::schema(&proposal.command)).collect();
-    versions.sort_unstable();
-    versions.dedup();
-    // Whoever does not lead appends nothing, and says so more to the point.
-    versions.retain(|version| in_use.is_none_or(|in_use| *version > in_use) && raft.is_leader());
-    for version in versions {
-        let Err(refusal) = roster.admit(version, in_use).await else { continue };
-        let of_version = |proposal: &Proposal| command::schema(&proposal.command) == Some(version);
-        let (refused, admitted): (Vec<_>, Vec<_>) = std::mem::take(batch).into_iter().partition(of_version);
-        *batch = admitted;
-        for proposal in refused {
-            proposal.reply.send(Err(not_happened(refusal.clone())));
+    let is_in_use =
+        |proposal: &Proposal| command::schema(&proposal.command).is_none_or(|version| Some(version) <= in_use);
+    if batch.iter().all(is_in_use) {
+        return;
+    }
+    // What it has applied is what was committed before its term, too: asked first, since more may be applied meanwhile.
+    let is_up_to_date = has_applied_own_term(raft) == Some(true);
+    let in_use = shared.version_in_use();
+    for proposal in std::mem::take(batch) {
+        let judged = match command::schema(&proposal.command) {
+            Some(version) if Some(version) > in_use && !is_up_to_date => None,
+            Some(version) => roster.judge(version, in_use),
+            None => Some(Ok(())),
+        };
+        match judged {
+            Some(Ok(())) => batch.push(proposal),
+            Some(Err(refusal)) => proposal.reply.send(Err(not_happened(refusal))),
+            None => {
+                // Nobody takes them only while the replica stops, and the caller hears of that.
+                let _ = aside.send(proposal);
+            }
         }
     }
+}
+
+/// Whether the leader has applied an entry of its own term, and with it all that was committed before; `None` if this
+/// does not lead.
+pub(crate) fn has_applied_own_term(raft: &Raft) -> Option<bool> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let applied = metrics.last_applied.map(|id| **id.committed_leader_id());
+    metrics.state.is_leader().then(|| applied == Some(metrics.vote.leader_id.term))
 }
 
 fn stamped(shared: &Shared, time: Option<LogTime>, batch: &mut Vec<Proposal>) -> (Vec<EntryData>, Vec<Reply>) {

@@ -15,28 +15,37 @@
 //! it cannot read (`readable.rs`), and neither stops nor differs.
 //!
 //! And no wrong clock moves the group's time: a leader's stamps follow the middle one of the clocks of a majority.
+//!
+//! The members are asked in rounds, by a task of their own: nobody waits for one that does not answer, but a command of a
+//! version that it may not read (`admission.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::Notify;
 
 use crate::error::NotHappened;
 use crate::machine::Shared;
 use crate::peers::Peers;
 use crate::rpc::{Answer, RequestBody};
+use crate::runtime::watch;
 use crate::status::{Member, ReplicaId};
 use crate::value::LogTime;
 
 /// How long the members may take to answer.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// How long the others may take, where a majority is enough and has answered.
+/// How long the others may take once a majority has said the time.
 const GRACE: Duration = Duration::from_millis(20);
-/// How long what they said of their programs is not asked again.
+/// How long what they said of their programs lets commands pass.
 const MAX_AGE_OF_VERSIONS: Duration = Duration::from_secs(1);
+/// How long what they said of their programs refuses commands, while they are asked again.
+const MAX_AGE_OF_REFUSALS: Duration = Duration::from_secs(10);
 /// How long what they said of their clocks is used.
 const MAX_AGE_OF_CLOCKS: Duration = Duration::from_secs(10);
+/// From when on they are asked for their clocks again, beside what goes on.
+const OLD_CLOCKS: Duration = Duration::from_secs(5);
 /// A clock that is further off than this is worth a warning.
 const WARN_OFF: Duration = Duration::from_secs(10);
 
@@ -54,51 +63,90 @@ struct Said {
 struct Round {
     /// By the own monotonic clock, before they were asked.
     asked_at: Duration,
-    /// Whether all were waited for.
-    is_complete: bool,
     /// The name of each other member, and what it said, if it answered.
     others: Vec<(String, Option<Said>)>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Enough {
-    /// All answers, or the end of the patience.
-    Everyone,
-    /// A majority with this member, and whoever else is about as fast.
-    Majority,
+/// The latest rounds.
+#[derive(Debug, Clone, Default)]
+struct Heard {
+    /// All were waited for.
+    complete: Option<Round>,
+    /// Some that are slow may be missing.
+    clocks: Option<Round>,
 }
 
-/// Asks the members, judges commands, and tells the time.
+/// Judges commands, and tells the time, by what the members say. Clones share what they say.
+#[derive(Clone)]
 pub(crate) struct Roster {
-    peers: Peers,
     shared: Arc<Shared>,
-    latest: Option<Round>,
+    heard: watch::Receiver<Heard>,
+    wanted: Arc<Notify>,
     is_off: bool,
 }
 
+/// Asks the members.
+pub(crate) struct Asking {
+    peers: Peers,
+    shared: Arc<Shared>,
+    heard: watch::Sender<Heard>,
+    wanted: Arc<Notify>,
+}
+
+/// A roster, and what must run for it.
+pub(crate) fn new(peers: Peers, shared: Arc<Shared>) -> (Roster, Asking) {
+    let (heard, wanted) = (watch::Sender::new(Heard::default()), Arc::new(Notify::new()));
+    let roster = Roster { shared: shared.clone(), heard: heard.subscribe(), wanted: wanted.clone(), is_off: false };
+    (roster, Asking { peers, shared, heard, wanted })
+}
+
 impl Roster {
-    pub(crate) fn new(peers: Peers, shared: Arc<Shared>) -> Self {
-        Self { peers, shared, latest: None, is_off: false }
-    }
-
     /// Whether a command of this version may be proposed; `in_use` is the newest one that the state has seen, if any.
-    /// Asks the members where that is not known, which takes a round trip, at most once in a while.
-    pub(crate) async fn admit(&mut self, version: u32, in_use: Option<u32>) -> Result<(), NotHappened> {
+    /// `None` if the members must be asked, which they are from here on.
+    pub(crate) fn judge(&self, version: u32, in_use: Option<u32>) -> Option<Result<(), NotHappened>> {
         if in_use.is_some_and(|in_use| version <= in_use) {
-            return Ok(());
+            return Some(Ok(()));
         }
-        let round = match self.young(MAX_AGE_OF_VERSIONS).filter(|round| round.is_complete) {
-            Some(round) => round,
-            None => self.ask(Enough::Everyone).await,
-        };
-        judge(&self.peers.group, version, in_use, &round.others)
+        let round = self.heard.borrow().complete.clone();
+        let age = |round: &Round| self.shared.monotonic().saturating_sub(round.asked_at);
+        let judged = round.map(|round| (age(&round), judge(self.shared.group(), version, in_use, &round.others)));
+        let is_young = judged.as_ref().is_some_and(|(age, _)| *age < MAX_AGE_OF_VERSIONS);
+        if !is_young {
+            self.wanted.notify_one();
+        }
+        let holds = |age: Duration, judged: &Result<_, _>| is_young || (judged.is_err() && age < MAX_AGE_OF_REFUSALS);
+        judged.filter(|(age, judged)| holds(*age, judged)).map(|(_, judged)| judged)
     }
 
-    /// The time by the clocks of a majority; `None` while no majority says its own. Asks now and then.
+    /// As [`Roster::judge`]; waits until the members have been asked.
+    pub(crate) async fn admit(&mut self, version: u32, in_use: Option<u32>) -> Result<(), NotHappened> {
+        loop {
+            if let Some(judged) = self.judge(version, in_use) {
+                return judged;
+            }
+            if self.heard.changed().await.is_err() {
+                let reason = "the replica was stopped".to_owned();
+                return Err(NotHappened::Stopped { group: self.shared.group().to_owned(), reason });
+            }
+        }
+    }
+
+    /// The time by the clocks of a majority; `None` while no majority says its own. Waits for a majority's answers where
+    /// none were heard for long.
     pub(crate) async fn time(&mut self) -> Option<LogTime> {
-        let round = match self.young(MAX_AGE_OF_CLOCKS) {
+        let now = self.shared.monotonic();
+        let age = |round: &Round| now.saturating_sub(round.asked_at);
+        let latest = self.heard.borrow().clocks.clone();
+        if latest.as_ref().is_none_or(|round| age(round) >= OLD_CLOCKS) {
+            self.wanted.notify_one();
+        }
+        let round = match latest.filter(|round| age(round) < MAX_AGE_OF_CLOCKS) {
             Some(round) => round,
-            None => self.ask(Enough::Majority).await,
+            None => {
+                let is_young = |round: &Round| age(round) < MAX_AGE_OF_CLOCKS;
+                let heard = self.heard.wait_for(|heard| heard.clocks.as_ref().is_some_and(is_young)).await.ok()?;
+                heard.clocks.clone()?
+            }
         };
         let (zero, own) = (millis(self.shared.monotonic()), self.shared.wall());
         let said = round.others.iter().map(|(_, said)| said.map(|said| said.wall_at_zero.saturating_add(zero)));
@@ -107,21 +155,39 @@ impl Roster {
         agreed
     }
 
-    fn young(&self, max_age: Duration) -> Option<Round> {
-        let now = self.shared.monotonic();
-        self.latest.clone().filter(|round| now.saturating_sub(round.asked_at) < max_age)
+    fn warn(&mut self, own: LogTime, agreed: Option<LogTime>) {
+        let Some(agreed) = agreed else { return };
+        let off = Duration::from_millis(own.as_millis().abs_diff(agreed.as_millis()));
+        let is_off = off > WARN_OFF;
+        if is_off && !self.is_off {
+            let group = self.shared.group();
+            tracing::warn!(%group, ?off, "this node's clock is far from its peers'; log time follows theirs");
+        }
+        self.is_off = is_off;
+    }
+}
+
+impl Asking {
+    /// Asks a round whenever one is wanted; runs until it is dropped.
+    pub(crate) async fn run(self) {
+        loop {
+            self.wanted.notified().await;
+            self.ask().await;
+        }
     }
 
-    async fn ask(&mut self, enough: Enough) -> Round {
+    async fn ask(&self) {
         let asked_at = self.shared.monotonic();
         let members = self.peers.others();
         // With this member, a majority of all.
         let needed = members.len().div_ceil(2);
-        let mut others: Vec<_> = members.iter().map(|(_, member)| (member.name.clone(), None)).collect();
+        let others = members.iter().map(|(_, member)| (member.name.clone(), None)).collect();
+        let mut round = Round { asked_at, others };
         let asking = members.iter().enumerate().map(|(at, (id, member))| self.ask_one(at, *id, member));
         let mut asking: FuturesUnordered<_> = asking.collect();
         let mut patience = Box::pin(tokio::time::sleep(PATIENCE));
-        let mut answers = 0;
+        let mut grace = Box::pin(tokio::time::sleep(PATIENCE));
+        let (mut answers, mut is_waited_for) = (0, false);
         loop {
             tokio::select! {
                 biased;
@@ -129,21 +195,22 @@ impl Roster {
                     None => break,
                     Some((_, None)) => {}
                     Some((at, said)) => {
-                        others[at].1 = said;
+                        round.others[at].1 = said;
                         answers += 1;
-                        if enough == Enough::Majority && answers == needed {
-                            patience = Box::pin(tokio::time::sleep(GRACE));
+                        if answers == needed {
+                            grace = Box::pin(tokio::time::sleep(GRACE));
+                            is_waited_for = true;
                         }
                     }
                 },
                 () = &mut patience => break,
+                () = &mut grace, if is_waited_for => {
+                    is_waited_for = false;
+                    self.heard.send_modify(|heard| heard.clocks = Some(round.clone()));
+                }
             }
         }
-        let is_complete = enough == Enough::Everyone || asking.is_empty();
-        drop(asking);
-        let round = Round { asked_at, is_complete, others };
-        self.latest = Some(round.clone());
-        round
+        self.heard.send_replace(Heard { complete: Some(round.clone()), clocks: Some(round) });
     }
 
     async fn ask_one(&self, at: usize, id: ReplicaId, member: &Member) -> (usize, Option<Said>) {
@@ -158,17 +225,6 @@ impl Roster {
             _ => None,
         };
         (at, said)
-    }
-
-    fn warn(&mut self, own: LogTime, agreed: Option<LogTime>) {
-        let Some(agreed) = agreed else { return };
-        let off = Duration::from_millis(own.as_millis().abs_diff(agreed.as_millis()));
-        let is_off = off > WARN_OFF;
-        if is_off && !self.is_off {
-            let group = &self.peers.group;
-            tracing::warn!(%group, ?off, "this node's clock is far from its peers'; log time follows theirs");
-        }
-        self.is_off = is_off;
     }
 }
 

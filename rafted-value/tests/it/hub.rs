@@ -1,4 +1,4 @@
-//! A network in memory: the replicas of one process, with links that can be cut.
+//! A network in memory: the replicas of one process, with links that can be cut or silenced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -17,6 +17,8 @@ type Replicas = BTreeMap<(String, String), UntypedReplica>;
 pub struct Hub {
     replicas: Arc<Mutex<Replicas>>,
     cut: Arc<Mutex<BTreeSet<(String, String)>>>,
+    /// Links that lose every request without a word.
+    silent: Arc<Mutex<BTreeSet<(String, String)>>>,
     /// By node and the number in a request: the replica that gets the request in place of the one it is for.
     aliases: Arc<Mutex<BTreeMap<(String, u64), u64>>>,
     /// By sender and receiver: requests that were answered with "not hosted here".
@@ -74,8 +76,14 @@ impl Hub {
         self.cut.lock().unwrap().insert((from.to_owned(), to.to_owned()));
     }
 
+    /// What `from` asks `to` is lost without a word: whoever asks waits for as long as it has patience.
+    pub fn silence(&self, from: &str, to: &str) {
+        self.silent.lock().unwrap().insert((from.to_owned(), to.to_owned()));
+    }
+
     pub fn heal(&self) {
         self.cut.lock().unwrap().clear();
+        self.silent.lock().unwrap().clear();
     }
 
     /// As if the replica on `node` had the id `old` as well as its own.
@@ -154,6 +162,10 @@ impl Transport for Link {
         Box::pin(async move {
             let Some(replica) = hub.target(&here, &node, &request)? else { return Ok(wrong_replica()) };
             *hub.sent.lock().unwrap().entry((here.clone(), node.clone())).or_default() += 1;
+            if hub.silent.lock().unwrap().contains(&(here.clone(), node.clone())) {
+                tokio::time::sleep(timeout).await;
+                return Err(TransportError::Lost(format!("{timeout:?} passed")));
+            }
             let request = hub.aliased(&node, request);
             let answer = tokio::time::timeout(timeout, replica.handle(request, timeout)).await;
             let answer = answer.map_err(|_| TransportError::Lost(format!("{timeout:?} passed")))?;

@@ -1,8 +1,10 @@
 //! Two versions of a value in one group: upgraded node by node under commands, and not downgraded by accident.
 
+use std::time::Duration;
+
 use rafted_value::{
-    Clock, CommandError, GroupConfig, MembersError, NotHappened, Role, StartError, SystemClock, UpgradeError, Value,
-    ValueFactory, decode, decode_reply, encode, encode_command,
+    Clock, CommandError, GroupConfig, MembersError, NotHappened, ProposeError, Role, StartError, SystemClock,
+    UpgradeError, Value, ValueFactory, decode, decode_reply, encode, encode_command,
 };
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, eventually};
@@ -143,14 +145,14 @@ async fn a_group_is_upgraded_node_by_node_under_commands_and_not_downgraded() {
                     assert_eq!(*readable, Some(1));
                     break;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     }
     // The last one to be upgraded may have been asked a moment ago.
     let mut named = send::<New>(&cluster, "n1", NewCommand::Name("x".into())).await;
     while let Err(CommandError::NotHappened(NotHappened::VersionNotReadable { .. })) = named {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         named = send::<New>(&cluster, "n1", NewCommand::Name("x".into())).await;
     }
     assert_eq!(named.unwrap() as usize, expected.len());
@@ -254,5 +256,104 @@ async fn bytes_that_are_no_command_are_not_logged_so_that_no_later_program_meets
         cluster.start_as(name, new()).await.unwrap();
     }
     assert_eq!(send::<New>(&cluster, "n3", NewCommand::Add(2)).await.unwrap(), 2);
+    cluster.shutdown().await;
+}
+
+/// Keeps a node's value as it is, until what is returned is dropped.
+async fn hold(cluster: &Cluster, name: &str) -> std::sync::mpsc::Sender<()> {
+    let replica = cluster.nodes[name].replica.clone();
+    let (holds, held) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        replica.read_local(|_: &New, _| {
+            holds.send(()).unwrap();
+            // Ends when the other end is dropped.
+            let _ = released.recv();
+        })
+    });
+    held.await.unwrap();
+    release
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_judges_versions_by_all_that_was_committed_before() {
+    for (case, is_new_in_use) in [("the group looks empty to it", false), ("the new version looks unused to it", true)]
+    {
+        let mut cluster = Cluster::durable_as(&THREE, GroupConfig::default(), old()).await;
+        for name in if is_new_in_use { &THREE[..] } else { &THREE[..2] } {
+            cluster.stop(name).await;
+            cluster.start_as(name, new()).await.unwrap();
+        }
+        cluster.lead("n1").await;
+        if is_new_in_use {
+            send::<Old>(&cluster, "n1", OldCommand::Add(0)).await.unwrap();
+            eventually("it has applied", || local(&cluster, "n2") == [0]).await;
+        }
+        let held = hold(&cluster, "n2").await;
+        if is_new_in_use {
+            send::<New>(&cluster, "n1", NewCommand::Name("x".into())).await.unwrap();
+        } else {
+            send::<Old>(&cluster, "n1", OldCommand::Add(1)).await.unwrap();
+        }
+        let last = |name: &str| cluster.nodes[name].replica.status().last_log_index;
+        eventually("n2 has logged it", || last("n2") == last("n1")).await;
+        cluster.hub.isolate("n3", &THREE);
+        cluster.lead("n2").await;
+        let before = last("n2");
+        let command = encode_command::<New>(&NewCommand::Name("y".into()), None, 0).unwrap();
+        let mut proposed = Box::pin(cluster.nodes["n2"].replica.propose(command, PATIENCE));
+        let soon = tokio::time::timeout(Duration::from_millis(400), &mut proposed).await;
+        assert!(soon.is_err() && last("n2") == before, "{case}: it was judged: {soon:?}");
+        drop(held);
+        match (&mut proposed).await {
+            Ok(_) => assert!(is_new_in_use, "{case}: n3 may have the old program"),
+            Err(refused) => {
+                assert!(!is_new_in_use, "{case}: {refused:?}");
+                let ProposeError::Command(CommandError::NotHappened(refused)) = refused else { panic!("{refused:?}") };
+                let NotHappened::VersionNotReadable { readable, lagging, .. } = refused else { panic!("{refused:?}") };
+                assert_eq!((readable, lagging), (Some(1), vec!["n3".to_owned()]), "{case}");
+            }
+        }
+        drop(proposed);
+        cluster.hub.heal();
+        cluster.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_of_a_version_in_use_do_not_wait_for_a_member_that_says_nothing() {
+    let mut cluster = Cluster::durable_as(&THREE, GroupConfig::default(), old()).await;
+    send::<Old>(&cluster, "n1", OldCommand::Add(0)).await.unwrap();
+    // Which forget what was said of the members' programs.
+    for name in ["n1", "n2"] {
+        cluster.stop(name).await;
+        cluster.start_as(name, new()).await.unwrap();
+    }
+    cluster.lead("n1").await;
+    cluster.hub.silence("n1", "n3");
+    let leader = cluster.nodes["n1"].replica.clone();
+    let command = encode_command::<New>(&NewCommand::Name("x".into()), None, 0).unwrap();
+    let mut new = Box::pin(leader.propose(command, PATIENCE));
+    assert!(futures_util::poll!(&mut new).is_pending());
+    let mut passed = 0;
+    let refused = loop {
+        let command = encode_command::<Old>(&OldCommand::Add(1), None, 0).unwrap();
+        tokio::select! {
+            biased;
+            refused = &mut new => break refused.unwrap_err(),
+            added = leader.propose(command, PATIENCE) => drop(added.unwrap()),
+        }
+        passed += 1;
+    };
+    let refusal = CommandError::NotHappened(NotHappened::VersionNotReadable {
+        group: GROUP.into(),
+        version: 2,
+        readable: Some(1),
+        lagging: vec!["n3".into()],
+    });
+    assert_eq!(refused, ProposeError::Command(refusal));
+    assert!(passed > 0, "they waited for n3");
+    drop(new);
+    cluster.hub.heal();
     cluster.shutdown().await;
 }
