@@ -19,8 +19,9 @@ use tokio::time::Instant;
 
 use crate::change::Change;
 use crate::client::{GroupClient, Route};
-use crate::group::{ReplicaSpec, UntypedReplica};
-use crate::rpc::{Answer, Envelope, Request, RequestBody};
+use crate::group::UntypedReplica;
+use crate::rpc::RequestBody;
+use crate::seat;
 use crate::status::{LogPosition, Member, Role, Status};
 use crate::transport::Transport;
 
@@ -50,7 +51,6 @@ pub(crate) struct Caretaker {
 struct Memory {
     /// The members that the network was told.
     told: Option<LogPosition>,
-    was_member: bool,
     /// The half-done change, and since when it stands.
     joint: Option<(LogPosition, Instant)>,
     /// When members that do not answer were told last who leads.
@@ -70,8 +70,8 @@ impl Caretaker {
             self.finish_joint(&status, &mut memory).await;
             let is_elsewhere = self.tell_address(&status).await;
             let is_unanswered = self.introduce_myself(&status, &mut memory).await;
-            let may_be_removed = self.may_be_removed(&status, &mut memory);
-            if may_be_removed && self.is_removed(&status).await {
+            let may_be_removed = self.may_be_removed(&status).await;
+            if may_be_removed && self.is_removed().await {
                 match self.replica.retire().await {
                     Ok(()) => {
                         let group = &self.replica.spec().group;
@@ -140,10 +140,8 @@ impl Caretaker {
         }
         let silent = status.unresponsive.keys().filter_map(|id| Some((id, status.members.replicas.get(id)?)));
         let telling = silent.map(|(&id, member)| {
-            let mut envelope = self.envelope();
-            envelope.to = Some(id);
-            let request = Request { envelope, body: RequestBody::Introduce(self.me.clone()) };
-            self.transport.call(&member.name, request.encode(), PATIENCE)
+            let request = self.replica.sender().request(Some(id), RequestBody::Introduce(self.me.clone()));
+            self.transport.call(&member.name, request, PATIENCE)
         });
         // Whoever did not get it is told again.
         futures_util::future::join_all(telling).await;
@@ -151,39 +149,18 @@ impl Caretaker {
         true
     }
 
-    fn envelope(&self) -> Envelope {
-        let ReplicaSpec { cluster, incarnation, replica, group, .. } = self.replica.spec().clone();
-        Envelope { cluster, incarnation, from: Some(replica), to: None, group }
-    }
-
     /// Whether it is time to ask.
-    fn may_be_removed(&self, status: &Status, memory: &mut Memory) -> bool {
+    async fn may_be_removed(&self, status: &Status) -> bool {
         if matches!(status.role, Role::Leader | Role::Stopped | Role::Removed | Role::RolledBack) {
             return false;
         }
         let is_member = status.members.replicas.contains_key(&status.replica);
-        // Nobody is given a vote before its admission is committed.
-        let was_admitted = status.members.committed || status.members.is_voter(status.replica);
-        memory.was_member |= is_member && was_admitted;
-        memory.was_member && (!is_member || self.replica.leader_silent_for() > self.silence())
+        self.replica.was_admitted().await && (!is_member || self.replica.leader_silent_for() > self.silence())
     }
 
     /// Whether a leader says so.
-    async fn is_removed(&self, status: &Status) -> bool {
-        let spec = self.replica.spec();
-        for member in status.members.replicas.values().filter(|member| member.name != self.me.name) {
-            let request =
-                Request { envelope: self.envelope(), body: RequestBody::Seat { replica: spec.replica.get() } };
-            let answer = self.transport.call(&member.name, request.encode(), PATIENCE).await;
-            match answer.map(Answer::decode) {
-                Ok(Ok(Answer::Seat { member })) => return !member,
-                // A person has recovered the group without this replica.
-                Ok(Ok(Answer::Ended { .. })) => return true,
-                Ok(Ok(Answer::NotLeader { leader: Some((_, leader)) })) => self.route.learn(&leader),
-                _ => {}
-            }
-        }
-        false
+    async fn is_removed(&self) -> bool {
+        seat::ask(&self.replica, &*self.transport, &*self.route).await == Some(false)
     }
 }
 

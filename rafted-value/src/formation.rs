@@ -8,6 +8,18 @@
 //! anybody   -- the leader's entries reach me ---------------> done
 //! ```
 //!
+//! Whether a replica that is not a voter by its own log asks to be let in depends on whether it ever was a member for sure,
+//! which is written down once it is, since a snapshot does not tell:
+//!
+//! ```text
+//! its log says      was it ever let in?
+//! nothing           no                   it asks
+//! others only       no                   it asks: entries from before its admission reached it, and then it stopped
+//! others only       yes                  it never asks: it was removed, of which caretaker.rs makes sure
+//! itself, no vote   yes                  it asks for its vote, if a leader says that it is still a member
+//! itself, no vote   not for sure         it asks
+//! ```
+//!
 //! Only the member that stands first in the list ever initializes, and only when *all* others have said that
 //! they know no members, and promised (synced) that no other replica founds the group: a first member whose disk
 //! was lost is another replica, finds a group or waits for it, and joins it.
@@ -20,11 +32,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::change::Change;
-use crate::client::GroupClient;
+use crate::client::{GroupClient, Route};
 use crate::error::MembershipError;
 use crate::group::UntypedReplica;
 use crate::rpc::{ANY_INCARNATION, Answer, ClusterTag, Envelope, Request, RequestBody};
-use crate::status::{Member, ReplicaId};
+use crate::seat;
+use crate::status::{Member, ReplicaId, Status};
 use crate::transport::Transport;
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -80,6 +93,7 @@ pub(crate) struct Formation {
     pub(crate) entrance: Entrance,
     /// The other listed members, or those through whom it joins, and where they are.
     pub(crate) others: BTreeMap<String, Vec<SocketAddr>>,
+    pub(crate) route: Arc<dyn Route>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) client: GroupClient,
 }
@@ -91,7 +105,6 @@ impl Formation {
         let mut pause = FIRST_PAUSE;
         let mut rounds_initialized = 0;
         let mut changes = self.replica.status_changes();
-        let mut was_admitted = false;
         if !self.replica.takes_part().await {
             return;
         }
@@ -101,7 +114,7 @@ impl Formation {
                 return;
             }
         }
-        while !self.is_over(&mut was_admitted) {
+        while !self.is_over().await {
             match self.entrance {
                 Entrance::Founding { is_initiator } => self.form(is_initiator, &mut rounds_initialized).await,
                 Entrance::Joining => self.ask_to_join().await,
@@ -110,7 +123,7 @@ impl Formation {
             // Every change is looked at: a member that votes may be removed before the pause is over.
             let end = Instant::now() + pause.mul_f64(crate::runtime::random_range(0.5..1.0));
             while let Ok(is_running) = tokio::time::timeout_at(end, changes.changed()).await {
-                if !is_running || self.is_over(&mut was_admitted) {
+                if !is_running || self.is_over().await {
                     return;
                 }
             }
@@ -119,12 +132,10 @@ impl Formation {
     }
 
     /// Whether it votes, or was a member for sure and is none any more.
-    fn is_over(&self, was_admitted: &mut bool) -> bool {
-        let status = self.replica.status();
-        let is_member = status.members.replicas.contains_key(&status.replica);
-        let is_voter = status.members.is_voter(status.replica);
-        *was_admitted |= is_voter || (is_member && status.members.committed);
-        is_voter || (*was_admitted && !is_member)
+    async fn is_over(&self) -> bool {
+        let was_admitted = self.replica.was_admitted().await;
+        let Status { replica, members, .. } = self.replica.status();
+        members.is_voter(replica) || (was_admitted && !members.replicas.contains_key(&replica))
     }
 
     async fn form(&self, is_initiator: bool, rounds_initialized: &mut u32) {
@@ -181,6 +192,12 @@ impl Formation {
     }
 
     async fn ask_to_join(&self) {
+        // Removed while it was down, it would come back.
+        let may_be_gone = self.replica.was_admitted().await;
+        if may_be_gone && seat::ask(&self.replica, &*self.transport, &*self.route).await != Some(true) {
+            return;
+        }
+        self.follow_incarnation().await;
         let spec = self.replica.spec();
         let join = Change::Add { replica: spec.replica, member: self.me.clone() };
         match self.client.change(&spec.group, join, JOIN_PATIENCE).await {
@@ -190,16 +207,21 @@ impl Formation {
         }
     }
 
+    /// The group may have been recovered since this replica was created, when nobody answered.
+    async fn follow_incarnation(&self) {
+        if !self.replica.has_log() {
+            let (group, others) = (&self.replica.spec().group, self.others.keys());
+            let found = discover_incarnation(&*self.transport, group, others, PATIENCE).await;
+            self.replica.follow_incarnation(found).await;
+        }
+    }
+
     async fn ask(&self, node: &str, body: RequestBody) -> Option<Answer> {
-        let spec = self.replica.spec();
-        let envelope = Envelope {
-            cluster: spec.cluster,
-            incarnation: spec.incarnation,
-            from: Some(spec.replica),
-            to: None,
-            group: spec.group.clone(),
-        };
-        let answer = self.transport.call(node, Request { envelope, body }.encode(), PATIENCE).await.ok()?;
+        let request = self.replica.sender().request(None, body);
+        let answer = self.transport.call(node, request, PATIENCE).await.ok()?;
         Answer::decode(answer).ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,7 @@ pub(crate) async fn run(peers: Peers, reads: mpsc::Sender<Read>, shared: Arc<Sha
 /// How many entries hold all that is committed now, by the word of the leader after a round of heartbeats.
 async fn read_index(peers: &Peers, reads: &mpsc::Sender<Read>) -> Option<u64> {
     let (leader, member) = peers.leader()?;
-    if leader == peers.replica {
+    if leader == peers.sender.replica() {
         return index_of(reads, ROUND_PATIENCE).await.ok();
     }
     match peers.ask(leader, &member, RequestBody::ReadIndex, ROUND_PATIENCE).await {

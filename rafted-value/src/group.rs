@@ -49,6 +49,7 @@ use crate::reader::{self, Read};
 use crate::roster;
 use crate::rpc::{Answer, ClusterTag};
 use crate::runtime::{self, watch};
+use crate::sender::Sender;
 use crate::snapshot::ReadError as SnapshotError;
 use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::Store;
@@ -60,7 +61,7 @@ use crate::value::{Context, Value};
 pub struct ReplicaSpec {
     /// The group's name.
     pub group: String,
-    /// The group's incarnation.
+    /// The group's incarnation. A replica of a lone group that holds nothing follows later ones.
     pub incarnation: u64,
     /// The id that [`Store::create_replica`] minted.
     pub replica: ReplicaId,
@@ -80,6 +81,7 @@ pub struct UntypedReplica {
 
 struct Inner {
     spec: ReplicaSpec,
+    sender: Sender,
     /// Keeps the directory locked and the apply threads alive.
     store: Store,
     raft: Raft,
@@ -97,6 +99,8 @@ struct Inner {
     warned_unreadable: AtomicBool,
     /// No fleet places its replicas: members ask each other to be let in.
     is_alone: bool,
+    /// The lone group has let it in at some time, and that is written down.
+    admitted: AtomicBool,
     /// The group removed it.
     removed: AtomicBool,
     participation: Participation,
@@ -127,7 +131,7 @@ impl UntypedReplica {
         transport: Arc<dyn Transport>,
     ) -> Result<Self, StartError> {
         let group = spec.group.clone();
-        let spec_is_alone = spec.is_alone;
+        let (spec_is_alone, was_admitted) = (spec.is_alone, store.was_admitted(spec.replica));
         let Some(claim) = store.claim(spec.replica) else {
             return Err(StartError::Running { group, replica: spec.replica });
         };
@@ -165,14 +169,9 @@ impl UntypedReplica {
         config.enable_elect = part == Part::Takes;
         let config =
             config.validate().map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
-        let network = Network {
-            cluster: spec.cluster,
-            incarnation: spec.incarnation,
-            group: group.clone(),
-            from: spec.replica,
-            traffic: store.traffic().clone(),
-            transport: transport.clone(),
-        };
+        let sender = Sender::new(spec.cluster, &group, spec.replica, spec.incarnation);
+        let network =
+            Network { sender: sender.clone(), traffic: store.traffic().clone(), transport: transport.clone() };
         let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone()).claiming(claim);
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
@@ -197,14 +196,7 @@ impl UntypedReplica {
         let pinned = store.wal().pinned(spec.replica.get());
         let compactor = Compactor { raft: raft.clone(), shared: shared.clone(), traffic: store.traffic().clone() };
         runtime::spawn_on(&mut tasks, compactor.run(pinned));
-        let peers = Peers {
-            raft: raft.clone(),
-            replica: spec.replica,
-            cluster: spec.cluster,
-            incarnation: spec.incarnation,
-            group,
-            transport,
-        };
+        let peers = Peers { raft: raft.clone(), sender: sender.clone(), transport };
         let (roster, asking) = roster::new(peers.clone(), shared.clone());
         runtime::spawn_on(&mut tasks, asking.run());
         let (aside, put_aside) = mpsc::unbounded_channel();
@@ -219,6 +211,7 @@ impl UntypedReplica {
         Ok(Self {
             inner: Arc::new(Inner {
                 spec,
+                sender,
                 store: store.clone(),
                 raft,
                 shared,
@@ -231,6 +224,7 @@ impl UntypedReplica {
                 freshness,
                 warned_unreadable: AtomicBool::new(false),
                 is_alone: spec_is_alone,
+                admitted: AtomicBool::new(was_admitted),
                 removed: AtomicBool::new(false),
                 participation: Participation::new(part),
                 succession: Succession::default(),
@@ -243,6 +237,11 @@ impl UntypedReplica {
     /// Which replica this is.
     pub fn spec(&self) -> &ReplicaSpec {
         &self.inner.spec
+    }
+
+    /// As whom it asks the others.
+    pub(crate) fn sender(&self) -> &Sender {
+        &self.inner.sender
     }
 
     /// Writes the first members into a fresh replica's log; exactly one replica of a group may ever do so.

@@ -15,6 +15,8 @@ mod caretaker;
 mod returning;
 #[cfg(feature = "quic")]
 mod formation;
+#[cfg(feature = "quic")]
+mod seat;
 mod client;
 mod group;
 mod encoding;
@@ -40,6 +42,7 @@ mod any_value;
 mod hook;
 mod node_file;
 mod recovery;
+mod sender;
 mod rpc;
 mod change;
 mod verdict;

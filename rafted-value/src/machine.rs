@@ -13,6 +13,7 @@ mod turn;
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -93,6 +94,10 @@ pub(crate) struct Shared {
     applied: watch::Sender<u64>,
     /// Where a hook, if there is one, hears of applied commands.
     hooks: OnceLock<Arc<HookQueue>>,
+    /// The replica to which this belongs.
+    replica: u64,
+    /// That one was a member by an entry that was applied since the start, or by a snapshot.
+    was_member: AtomicBool,
 }
 
 impl Shared {
@@ -125,6 +130,8 @@ impl Shared {
             version_in_use: Mutex::new(None),
             applied: watch::Sender::new(0),
             hooks: OnceLock::new(),
+            replica,
+            was_member: AtomicBool::new(false),
         })
     }
 
@@ -136,6 +143,17 @@ impl Shared {
     pub(crate) fn set_hooks(&self, queue: Arc<HookQueue>) {
         // Set twice, the first stays; nobody does.
         let _ = self.hooks.set(queue);
+    }
+
+    /// Whether this replica was a member at any entry since its start, also one at which nobody looked.
+    pub(crate) fn was_member(&self) -> bool {
+        self.was_member.load(Ordering::Acquire)
+    }
+
+    fn see_members(&self, membership: &StoredMembership) {
+        if membership.membership().get_node(&self.replica).is_some() {
+            self.was_member.store(true, Ordering::Release);
+        }
     }
 
     pub(crate) fn hooks(&self) -> Option<&Arc<HookQueue>> {
@@ -260,6 +278,7 @@ impl Shared {
             EntryPayload::Blank => Applied::Nothing,
             EntryPayload::Membership(membership) => {
                 state.membership = StoredMembership::new(Some(entry.log_id), membership);
+                self.see_members(&state.membership);
                 Applied::Nothing
             }
             EntryPayload::Normal(data) => match Command::decode(data.0) {
@@ -381,6 +400,7 @@ impl Shared {
         };
         let applied = next.applied.map_or(0, |id| id.index + 1);
         self.remember_version(&next);
+        self.see_members(&next.membership);
         self.agreed.follow(next.config.as_ref());
         let old = {
             let mut state = self.write();

@@ -19,7 +19,8 @@ use openraft::raft::{
 };
 
 use crate::openraft_types::{Types, Vote, encode_payload};
-use crate::rpc::{Answer, Append, ClusterTag, Envelope, Request, RequestBody};
+use crate::rpc::{Answer, Append, RequestBody};
+use crate::sender::Sender;
 use crate::snapshot::{SnapshotBody, Traffic};
 use crate::status::{Member, ReplicaId};
 use crate::transport::{Transport, TransportError};
@@ -31,10 +32,7 @@ const MIN_APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Makes the clients of one replica.
 pub(crate) struct Network {
-    pub(crate) cluster: ClusterTag,
-    pub(crate) incarnation: u64,
-    pub(crate) group: String,
-    pub(crate) from: ReplicaId,
+    pub(crate) sender: Sender,
     pub(crate) transport: Arc<dyn Transport>,
     /// What all senders of snapshots of this node share.
     pub(crate) traffic: Arc<Traffic>,
@@ -42,8 +40,7 @@ pub(crate) struct Network {
 
 /// The client for one other replica.
 pub(crate) struct Client {
-    envelope: Envelope,
-    from: u64,
+    sender: Sender,
     to: u64,
     node: String,
     transport: Arc<dyn Transport>,
@@ -57,14 +54,7 @@ impl RaftNetworkFactory<Types> for Network {
 
     async fn new_client(&mut self, target: u64, node: &Member) -> Client {
         Client {
-            envelope: Envelope {
-                cluster: self.cluster,
-                incarnation: self.incarnation,
-                from: Some(self.from),
-                to: ReplicaId::new(target),
-                group: self.group.clone(),
-            },
-            from: self.from.get(),
+            sender: self.sender.clone(),
             to: target,
             node: node.name.clone(),
             transport: self.transport.clone(),
@@ -76,7 +66,7 @@ impl RaftNetworkFactory<Types> for Network {
 
 impl Client {
     fn request(&self, body: RequestBody) -> bytes::Bytes {
-        Request { envelope: self.envelope.clone(), body }.encode()
+        self.sender.request(ReplicaId::new(self.to), body)
     }
 
     async fn call(&self, body: RequestBody, what: RPCTypes, timeout: Duration) -> Result<Answer, RPCError<Types>> {
@@ -105,7 +95,9 @@ impl Client {
                 Err(error) => Err(NetworkError::from_string(error).into()),
             },
             Err(TransportError::NotSent(reason)) => Err(Unreachable::from_string(reason).into()),
-            Err(TransportError::Lost(_)) => Err(Timeout { action, id: self.from, target: self.to, timeout }.into()),
+            Err(TransportError::Lost(_)) => {
+                Err(Timeout { action, id: self.sender.replica().get(), target: self.to, timeout }.into())
+            }
         }
     }
 

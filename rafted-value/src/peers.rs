@@ -6,7 +6,8 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 
 use crate::machine::Raft;
-use crate::rpc::{Answer, ClusterTag, Envelope, Request, RequestBody};
+use crate::rpc::{Answer, RequestBody};
+use crate::sender::Sender;
 use crate::status::{Member, ReplicaId};
 use crate::transport::Transport;
 
@@ -14,10 +15,7 @@ use crate::transport::Transport;
 #[derive(Clone)]
 pub(crate) struct Peers {
     pub(crate) raft: Raft,
-    pub(crate) replica: ReplicaId,
-    pub(crate) cluster: ClusterTag,
-    pub(crate) incarnation: u64,
-    pub(crate) group: String,
+    pub(crate) sender: Sender,
     pub(crate) transport: Arc<dyn Transport>,
 }
 
@@ -36,7 +34,7 @@ impl Peers {
         let metrics = metrics.borrow_watched();
         let members = metrics.membership_config.membership().nodes();
         let known = members.filter_map(|(&id, member)| Some((ReplicaId::new(id)?, member.clone())));
-        known.filter(|(id, _)| *id != self.replica).collect()
+        known.filter(|(id, _)| *id != self.sender.replica()).collect()
     }
 
     /// Asks one member, and no other replica that may be on its node.
@@ -47,14 +45,7 @@ impl Peers {
         body: RequestBody,
         patience: Duration,
     ) -> Option<Answer> {
-        let envelope = Envelope {
-            cluster: self.cluster,
-            incarnation: self.incarnation,
-            from: Some(self.replica),
-            to: Some(to),
-            group: self.group.clone(),
-        };
-        let request = Request { envelope, body }.encode();
+        let request = self.sender.request(Some(to), body);
         let answer = self.transport.call(&member.name, request, patience).await.ok()?;
         Answer::decode(answer).ok()
     }

@@ -276,6 +276,7 @@ impl<V: Value> ReplicaBuilder<V> {
             me: me.clone(),
             entrance,
             others,
+            route: route.clone(),
             transport: transport_of,
             client: client_of,
         };

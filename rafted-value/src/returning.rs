@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::client::Route;
 use crate::group::{Part, UntypedReplica};
-use crate::rpc::{Answer, Envelope, Request, RequestBody, Seen};
+use crate::rpc::{Answer, RequestBody, Seen};
 use crate::status::{Member, Members};
 use crate::transport::Transport;
 use crate::verdict::{Evidence, Told, Verdict, Word, judge};
@@ -164,15 +164,7 @@ impl Returning {
     }
 
     async fn call(&self, node: &str, body: RequestBody) -> Option<Seen> {
-        let spec = self.replica.spec();
-        let envelope = Envelope {
-            cluster: spec.cluster,
-            incarnation: spec.incarnation,
-            from: Some(spec.replica),
-            to: None,
-            group: spec.group.clone(),
-        };
-        let answer = self.transport.call(node, Request { envelope, body }.encode(), PATIENCE).await.ok()?;
+        let answer = self.transport.call(node, self.replica.sender().request(None, body), PATIENCE).await.ok()?;
         match Answer::decode(answer) {
             Ok(Answer::Seen(seen)) => Some(seen),
             _ => None,

@@ -116,6 +116,9 @@ impl From<NodeFile> for NodeIdentity {
     }
 }
 
+/// What this crate keeps with a replica of a lone group once that has let it in.
+const ADMITTED: &[u8] = b"admitted";
+
 /// A replica that was created here and not removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredReplica {
@@ -125,7 +128,7 @@ pub struct StoredReplica {
     pub group: String,
     /// Its group's incarnation.
     pub incarnation: u64,
-    /// What the layer above keeps with it, such as the value's registered name.
+    /// What the layer above keeps with it, such as the value's registered name. Of lone groups, this crate is that layer.
     pub detail: Vec<u8>,
 }
 
@@ -312,13 +315,7 @@ impl Store {
             removed.map_err(|error| StoreError::Io { path, error })?;
         }
         self.lock_created().remove(&replica);
-        if self.is_removed(replica) {
-            self.update_node_file(move |node| {
-                node.removed.remove(&replica.get());
-            })
-            .await?;
-        }
-        Ok(())
+        self.forget_removed(replica).await
     }
 
     /// Becomes `Some(reason)` when the log could not be written or synced. The process must stop then:
@@ -356,6 +353,48 @@ impl Store {
             node.removed.insert(replica.get());
         })
         .await
+    }
+
+    async fn forget_removed(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        let forget = move |node: &mut NodeFile| {
+            node.removed.remove(&replica.get());
+        };
+        if self.is_removed(replica) { self.update_node_file(forget).await } else { Ok(()) }
+    }
+
+    /// Remembers that this replica's lone group has let it in; durable on return.
+    pub(crate) async fn note_admitted(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        self.amend(replica, |record| record.detail = Bytes::from_static(ADMITTED)).await
+    }
+
+    /// Whether its lone group has ever let this replica in.
+    pub(crate) fn was_admitted(&self, replica: ReplicaId) -> bool {
+        self.record(replica).is_some_and(|record| record.detail == ADMITTED)
+    }
+
+    /// Makes a replica one of a later incarnation of its group, if it holds nothing; durable on return. `false` if it
+    /// holds something, or is of such a one.
+    pub(crate) async fn raise_incarnation(&self, replica: ReplicaId, incarnation: u64) -> Result<bool, StoreError> {
+        let state = self.inner.wal.state(replica.get()).unwrap_or_default();
+        let holds_nothing = state.last.is_none() && state.snapshot.is_none() && state.vote.is_none();
+        let is_later = self.record(replica).is_some_and(|record| record.incarnation < incarnation);
+        if holds_nothing && is_later {
+            self.amend(replica, |record| record.incarnation = incarnation).await?;
+        }
+        Ok(holds_nothing && is_later)
+    }
+
+    fn record(&self, replica: ReplicaId) -> Option<ReplicaRecord> {
+        self.inner.wal.replicas().into_iter().find(|record| record.replica == replica.get())
+    }
+
+    /// Changes what was noted at a replica's creation; durable on return.
+    async fn amend(&self, replica: ReplicaId, change: impl FnOnce(&mut ReplicaRecord)) -> Result<(), StoreError> {
+        let Some(mut record) = self.record(replica) else { return Ok(()) };
+        change(&mut record);
+        let (done, synced) = oneshot::channel();
+        self.inner.wal.amend(record, Box::new(move |result| drop(done.send(result))));
+        self.synced(synced).await
     }
 
     /// Whether its group removed this replica.

@@ -159,6 +159,17 @@ impl Wal {
         });
     }
 
+    /// Replaces what was noted at a replica's creation. `done` is called when it is durable.
+    pub(crate) fn amend(&self, record: ReplicaRecord, done: Done) {
+        self.submit(Some(done), |state| {
+            check_known(state, record.replica)?;
+            let (replica, record) = (record.replica, Record::Created(record));
+            state.check(&record)?;
+            state.push(replica, &record, None);
+            Ok(())
+        });
+    }
+
     /// Forgets a replica with all that it had. Removing one that is not there is fine.
     pub(crate) fn remove(&self, replica: u64, done: Done) {
         self.submit(Some(done), |state| {

@@ -25,7 +25,7 @@ impl UntypedReplica {
         let spec = &self.inner.spec;
         envelope.group == spec.group
             && envelope.cluster == spec.cluster
-            && envelope.incarnation == spec.incarnation
+            && envelope.incarnation == self.inner.sender.incarnation()
             && envelope.to.is_none_or(|to| to == spec.replica)
     }
 
@@ -34,7 +34,7 @@ impl UntypedReplica {
             Ok(request) => request,
             Err(error) => return Answer::NotHappened(NotHappened::Malformed(error.to_string())),
         };
-        if let Some(ended) = self.judge_incarnation(&mut request) {
+        if let Some(ended) = self.judge_incarnation(&mut request).await {
             return ended;
         }
         if !self.is_for_me(&request.envelope) {
@@ -122,7 +122,7 @@ impl UntypedReplica {
         Answer::Hello {
             replica: inner.spec.replica.get(),
             node: inner.store.node_id(),
-            incarnation: inner.spec.incarnation,
+            incarnation: inner.sender.incarnation(),
             initialized,
         }
     }

@@ -205,8 +205,9 @@ impl UntypedReplica {
         }
     }
 
-    /// Tells those who ask by themselves that their incarnation has ended; a hello may be for any.
-    pub(super) fn judge_incarnation(&self, request: &mut Request) -> Option<Answer> {
+    /// Tells those who ask by themselves that their incarnation has ended; a hello may be for any. A replica that holds
+    /// nothing follows one of a later incarnation: it waits to be added to that.
+    pub(super) async fn judge_incarnation(&self, request: &mut Request) -> Option<Answer> {
         let spec = self.spec();
         let envelope = &mut request.envelope;
         let asks =
@@ -215,9 +216,22 @@ impl UntypedReplica {
             return None;
         }
         if envelope.incarnation == ANY_INCARNATION {
-            envelope.incarnation = spec.incarnation;
+            envelope.incarnation = self.sender().incarnation();
         }
-        (envelope.incarnation < spec.incarnation).then_some(Answer::Ended { incarnation: spec.incarnation })
+        if envelope.incarnation > self.sender().incarnation() {
+            self.follow_incarnation(envelope.incarnation).await;
+        }
+        let incarnation = self.sender().incarnation();
+        (envelope.incarnation < incarnation).then_some(Answer::Ended { incarnation })
+    }
+
+    /// Becomes one of a later incarnation, as long as this replica holds nothing of the earlier one.
+    pub(crate) async fn follow_incarnation(&self, incarnation: u64) {
+        match self.inner.store.raise_incarnation(self.spec().replica, incarnation).await {
+            Ok(true) => self.sender().rise(incarnation),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the group's incarnation could not be written down"),
+        }
     }
 
     /// Whether a replica is a member, as the leader knows it from a majority.
@@ -232,6 +246,25 @@ impl UntypedReplica {
         }
         let is_member = ReplicaId::new(replica).is_some_and(|id| status.members.replicas.contains_key(&id));
         Answer::Seat { member: is_member }
+    }
+
+    /// Whether the lone group has ever let this replica in for sure, in this process or before.
+    pub(crate) async fn was_admitted(&self) -> bool {
+        if self.inner.admitted.load(Ordering::Acquire) {
+            return true;
+        }
+        let status = self.status();
+        let (replica, members) = (status.replica, &status.members);
+        // Nobody is given a vote before its admission is committed.
+        let is_admitted = members.is_voter(replica) || (members.committed && members.replicas.contains_key(&replica));
+        if !is_admitted && !self.inner.shared.was_member() {
+            return false;
+        }
+        match self.inner.store.note_admitted(replica).await {
+            Ok(()) => self.inner.admitted.store(true, Ordering::Release),
+            Err(error) => tracing::error!(%error, "that the group has let this member in could not be written down"),
+        }
+        true
     }
 
     /// For how long no leader was heard; since the start, if none was.

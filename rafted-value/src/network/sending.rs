@@ -65,7 +65,7 @@ impl Client {
                 Ok(Attempt::Again) => {}
                 Ok(Attempt::Unreadable(reason)) => {
                     if !self.warned_unreadable.swap(true, Ordering::Relaxed) {
-                        let (group, node) = (&self.envelope.group, &self.node);
+                        let (group, node) = (self.sender.group(), &self.node);
                         tracing::warn!(%group, %node, reason, "a member cannot read the snapshot that it lacks");
                     }
                     tokio::time::sleep(UNREADABLE_PAUSE).await;
@@ -78,7 +78,7 @@ impl Client {
                 }
                 Err(error) if progress.at.elapsed() >= GIVE_UP_AFTER => return Err(error),
                 Err(error) => {
-                    tracing::debug!(group = %self.envelope.group, node = %self.node, %error, "a snapshot is sent on soon");
+                    tracing::debug!(group = %self.sender.group(), node = %self.node, %error, "a snapshot is sent on soon");
                     // Of the errors that are answers, none goes away at once.
                     if !matches!(error, RPCError::Timeout(_)) {
                         tokio::time::sleep(LONG_PAUSE - PAUSE).await;

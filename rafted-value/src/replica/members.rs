@@ -9,7 +9,7 @@ use super::{Inner, Replica};
 use crate::change::Change;
 use crate::client::deadline_in;
 use crate::error::{DeleteError, MembershipError, NotHappened};
-use crate::rpc::{Answer, Envelope, Request, RequestBody};
+use crate::rpc::{Answer, RequestBody};
 use crate::status::{Member, ReplicaId};
 use crate::value::Value;
 
@@ -96,15 +96,7 @@ impl Inner {
         self.route.learn(&member);
         let started = tokio::time::Instant::now();
         loop {
-            let spec = self.replica.spec();
-            let envelope = Envelope {
-                cluster: spec.cluster,
-                incarnation: spec.incarnation,
-                from: Some(spec.replica),
-                to: None,
-                group: self.group.clone(),
-            };
-            let hello = Request { envelope, body: RequestBody::Hello { founder: false } }.encode();
+            let hello = self.replica.sender().request(None, RequestBody::Hello { founder: false });
             let answer = self.transport.call(&member.name, hello, HELLO_PATIENCE).await;
             if let Ok(Ok(Answer::Hello { replica, node, initialized, .. })) = answer.map(Answer::decode)
                 && let Some(replica) = ReplicaId::new(replica)

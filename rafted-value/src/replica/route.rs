@@ -49,7 +49,7 @@ impl Route for MemberRoute {
     }
 
     fn identity(&self, _group: &str) -> Option<(ClusterTag, u64)> {
-        Some((self.replica.spec().cluster, self.replica.spec().incarnation))
+        Some((self.replica.spec().cluster, self.replica.sender().incarnation()))
     }
 
     fn leader(&self, _group: &str) -> Option<String> {

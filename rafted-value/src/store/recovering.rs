@@ -86,6 +86,7 @@ impl Store {
             last: if is_chosen { Some(logged(position)) } else { now.last },
         };
         if now == done {
+            self.forget_removed(replica).await?;
             return Ok(Recovered::AlreadyDone);
         }
         if plan.found.get(&replica) != Some(&now) {
@@ -106,6 +107,8 @@ impl Store {
         let together = Together { record, vote, follows, entry: payload.map(|payload| (position, payload)) };
         self.inner.wal.write_together(replica.get(), together, told);
         self.synced(synced).await?;
+        // It may have been started before this, and have heard that the group goes on without its incarnation.
+        self.forget_removed(replica).await?;
         drop(claim);
         Ok(Recovered::Done)
     }

@@ -152,3 +152,26 @@ async fn what_runs_or_can_go_on_by_itself_is_not_recovered() {
     store.close().await;
     site.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_waits_is_added_to_a_recovered_group() {
+    let mut site = Site::durable();
+    site.grow(&["n2"]).await;
+    site.add("n1", 1).await;
+    site.stop("n2").await;
+    site.stop("n1").await;
+    let reports = [report(&site, "n1").await];
+    assert_eq!(recover(&site, &["n1"], &reports).await, [Recovered::Done]);
+    site.start("n1", |builder, _| builder.wait_to_be_added()).await;
+    // It knows of no group, nor that this one was recovered.
+    site.start("n3", |builder, _| builder.wait_to_be_added()).await;
+    let address = site.node("n3").address();
+    site.replica("n1").add_member("n3", address).timeout(PATIENCE).await.unwrap();
+    site.add("n3", 2).await;
+    assert_eq!(site.all("n3").await, [1, 2]);
+    // Also from its next start on.
+    site.stop("n3").await;
+    site.start("n3", |builder, _| builder.wait_to_be_added()).await;
+    site.add("n3", 3).await;
+    site.shutdown().await;
+}

@@ -72,7 +72,13 @@ async fn a_plan_becomes_true_once_and_is_refused_where_the_replica_has_changed()
     let other = RecoveryPlan { members: BTreeMap::new(), ..plan.clone() };
     assert_eq!(store.recover(&other).await.unwrap(), Recovered::NotHere);
     assert_eq!(reports(&store).await, before, "nothing of this has changed anything");
+    // It was started after another survivor was recovered, and retired; and once more, after a crash in between.
+    store.note_removed(plan.chosen).await.unwrap();
     assert_eq!(store.recover(&plan).await.unwrap(), Recovered::Done);
+    assert!(!store.is_removed(plan.chosen), "the recovered group has it");
+    store.note_removed(plan.chosen).await.unwrap();
+    assert_eq!(store.recover(&plan).await.unwrap(), Recovered::AlreadyDone);
+    assert!(!store.is_removed(plan.chosen), "the recovered group has it");
     assert_eq!(store.recover(&plan).await.unwrap(), Recovered::AlreadyDone);
     let after = &reports(&store).await[0];
     assert_eq!((after.incarnation, after.term), (1, 3 + (1 << 20)));
