@@ -101,7 +101,7 @@ pub use crate::session::{
 };
 pub use crate::snapshot::SnapshotLimits;
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
-pub use crate::store::{NodeIdentity, Recovered, RecoveryError, Store, StoredReplica};
+pub use crate::store::{NodeIdentity, Recovered, RecoveryError, Store, StoreConfig, StoredReplica};
 pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};
 pub use crate::value::{Context, LogTime, UpgradeError, Value};
 pub use crate::wal::{InspectedSegment, LogEnd, SegmentState, WalError, WalStats};

@@ -6,6 +6,7 @@
 //! DIR/lock       held while a process uses DIR            DIR/snapshots/  one file per large snapshot
 //! ```
 
+mod config;
 mod recovering;
 mod promises;
 mod starts;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+pub use self::config::StoreConfig;
 use self::promises::Waiting;
 pub use self::recovering::{Recovered, RecoveryError};
 use crate::clock::{Clock, SystemClock};
@@ -30,7 +32,9 @@ use crate::snapshot::{self, SnapshotLimits, SnapshotStore, Traffic};
 use crate::starts::{Start, Starts};
 use crate::status::ReplicaId;
 use crate::threads::Threads;
-use crate::wal::{ReplicaRecord, Wal, WalConfig, WalError, WalStats};
+#[cfg(test)]
+use crate::wal::WalConfig;
+use crate::wal::{ReplicaRecord, Wal, WalError, WalStats};
 
 /// A node's storage. Clones share it; it is closed by [`Store::close`] or when the last is dropped.
 #[derive(Clone)]
@@ -136,12 +140,17 @@ impl Store {
     /// Opens the data directory of the node of this name, and makes it where there is none. Raises the boot
     /// number, recovers the log, and keeps the directory locked.
     pub async fn open(dir: impl AsRef<Path>, name: &str) -> Result<Self, StoreError> {
+        Self::open_with_config(dir, name, StoreConfig::default()).await
+    }
+
+    /// As [`Store::open`], with other sizes.
+    pub async fn open_with_config(dir: impl AsRef<Path>, name: &str, config: StoreConfig) -> Result<Self, StoreError> {
         let (dir, name) = (dir.as_ref().to_owned(), name.to_owned());
         let around = Surroundings::system();
         let threads = around.threads.clone();
         let open = move || {
             let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-            Self::open_in(around, disk, dir, name, |disk, dir| Wal::open(disk, dir, WalConfig::default()))
+            Self::open_in(around, disk, dir, name, |disk, dir| Wal::open(disk, dir, config.into_log()))
         };
         let opened = threads.run(open).await;
         match opened {

@@ -45,6 +45,7 @@ use tokio::sync::{Notify, watch};
 
 #[cfg(test)]
 pub(crate) use self::appender::Step;
+pub(crate) use self::config::MAX_SEGMENT_BYTES;
 #[cfg(test)]
 pub(crate) use self::config::MIN_SEGMENT_BYTES;
 pub(crate) use self::config::WalConfig;

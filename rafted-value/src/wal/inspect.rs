@@ -96,7 +96,8 @@ impl LogView {
             Ok(survey) => survey,
             Err(error) => return Ok(Self { survey: Survey::default(), replayed: None, damage: Some(judged(error)?) }),
         };
-        let threads = WalConfig::default().recovery_threads();
+        let largest = survey.used.values().map(|found| found.length).max().unwrap_or(0);
+        let threads = WalConfig::default().recovery_threads(largest);
         let (Some(salt), Some((_, newest))) = (survey.salt, survey.used.last_key_value()) else {
             return Ok(Self { survey, replayed: None, damage: None });
         };

@@ -52,7 +52,9 @@ pub(super) fn recover(disk: Arc<dyn Disk>, dir: &Path, config: &WalConfig) -> Re
     let Some((_, newest)) = found.used.last_key_value() else {
         return create(segments, config);
     };
-    let replay = replay(&segments.salt, &found.used, newest, config.cache_bytes, config.recovery_threads())?;
+    let largest = found.used.values().map(|used| used.length).max().unwrap_or(0);
+    let threads = config.recovery_threads(largest);
+    let replay = replay(&segments.salt, &found.used, newest, config.cache_bytes, threads)?;
     let Replay { index, oldest_use, next_sequence, extents, last } = replay;
     for (segment_use, FoundUsed { segment, length, .. }) in found.used {
         match extents.get(&segment_use) {
