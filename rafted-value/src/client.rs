@@ -89,7 +89,8 @@ impl GroupClient {
     }
 
     /// Gets an encoded command (see [`encode_command`](crate::encode_command)) answered. With an id it is sent
-    /// as often as needed and runs once; without one it is sent again only while it is known not to have happened.
+    /// as often as needed and runs once; without one it is sent again only while it is known not to have happened, and the
+    /// first node that may have taken it has all of the time.
     pub async fn command(&self, group: &str, command: Bytes, timeout: Duration) -> Result<Bytes, CommandError> {
         // Refused here already: it would be refused there, after all of it was sent.
         let max_bytes = self.route.local(group).map_or(LARGEST_COMMAND_BYTES, |replica| replica.max_command_bytes());
@@ -102,6 +103,8 @@ impl GroupClient {
         let mut search = Search::new(self, group, deadline);
         let mut maybe = None;
         while let Some((node, patience)) = search.next().await {
+            // What cannot be sent again gains nothing by an early end.
+            let patience = if has_id { patience } else { deadline.saturating_duration_since(Instant::now()) };
             match self.attempt(group, &node, RequestBody::Command(command.clone()), patience).await {
                 Outcome::Done(reply) => {
                     self.route.set_leader(group, Some(&node));

@@ -263,3 +263,16 @@ async fn a_query_that_is_too_large_is_refused_before_it_is_sent_and_by_every_rep
     assert!(matches!(client.query(GROUP, short, PATIENCE).await, Err(QueryError::Failed(_))));
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_without_an_id_that_takes_long_has_all_of_its_callers_time() {
+    let cluster = Cluster::durable_as(&THREE, GroupConfig::default(), ValueFactory::of::<Rude>(None)).await;
+    let leader = cluster.wait_leader().await;
+    for at in THREE {
+        // Longer than the first attempt of one that can be sent again.
+        let command = encode_command::<Rude>(&Command::Block(1_300), None, 0).unwrap();
+        let outcome = cluster.client(at).command(GROUP, command, PATIENCE).await;
+        assert!(outcome.is_ok(), "by {at}, led by {leader}: {outcome:?}");
+    }
+    cluster.shutdown().await;
+}
