@@ -20,6 +20,7 @@ use crate::peers::Peers;
 use crate::reader::{Read, ReadError};
 use crate::rpc::{Answer, RequestBody};
 use crate::runtime::watch;
+use crate::stats;
 
 /// Queries with a bound that may wait at one replica; one more is refused.
 pub(crate) const MAX_WAITING: usize = 16_384;
@@ -97,7 +98,7 @@ pub(crate) async fn run(peers: Peers, reads: mpsc::Sender<Read>, shared: Arc<Sha
     while demand.changed().await.is_ok() {
         while freshness.is_demanded() {
             let asked_at = shared.monotonic();
-            metrics::counter!("rafted_value_staleness_rounds_total").increment(1);
+            stats::count(stats::STALENESS_ROUNDS, shared.group());
             match read_index(&peers, &reads).await {
                 Some(entries) => {
                     freshness.proof.send_replace(Some(Proof { asked_at, entries }));

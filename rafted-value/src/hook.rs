@@ -14,11 +14,12 @@ use std::any::Any;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::stats;
 use crate::status::Member;
 use crate::transport::BoxFuture;
 use crate::value::{Context, LogTime, Value, read_command};
@@ -198,12 +199,14 @@ impl<V: Value, H: LeaderHook<V>> AnyHook for Typed<V, H> {
 
 /// The queue of one replica's calls, as those who fill it see it.
 pub(crate) struct HookQueue {
+    group: String,
     calls: mpsc::Sender<Queued>,
     bytes: Arc<Semaphore>,
-    /// The term that this replica leads as far as the hook was told, 0 for none. Entries of that term are its own.
+    /// The term that this replica leads as far as the hook was told, 0 for none. Entries of that term are its own. Changed
+    /// under the lock of `seen`, so that calls are queued in order.
     leads: AtomicU64,
     /// The newest term of which an entry was applied.
-    seen: AtomicU64,
+    seen: Mutex<u64>,
     is_leader_of: OnceLock<IsLeader>,
     dropped: AtomicU64,
 }
@@ -220,13 +223,14 @@ pub(crate) struct Queued {
 
 impl HookQueue {
     /// An empty queue, and its other end.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Queued>) {
+    pub(crate) fn new(group: &str) -> (Self, mpsc::Receiver<Queued>) {
         let (calls, queued) = mpsc::channel(MAX_QUEUED_CALLS);
         let queue = Self {
+            group: group.to_owned(),
             calls,
             bytes: Arc::new(Semaphore::new(MAX_QUEUED_BYTES)),
             leads: AtomicU64::new(0),
-            seen: AtomicU64::new(0),
+            seen: Mutex::new(0),
             is_leader_of: OnceLock::new(),
             dropped: AtomicU64::new(0),
         };
@@ -242,16 +246,41 @@ impl HookQueue {
     /// An entry of this term is applied. The first one of a term that this replica leads means that its value has
     /// everything from before.
     pub(crate) fn see_entry(&self, term: u64) {
-        if self.seen.swap(term, Ordering::AcqRel) != term
-            && self.is_leader_of.get().is_some_and(|is_leader_of| is_leader_of(term))
-        {
+        let mut seen = self.lock_seen();
+        if *seen != term {
+            *seen = term;
+            self.elect(term);
+        }
+    }
+
+    /// This replica leads that term, says openraft, which may say so only after the first entry of the term was applied.
+    pub(crate) fn see_leadership(&self, term: u64) {
+        let seen = self.lock_seen();
+        if *seen == term {
+            self.elect(term);
+        }
+    }
+
+    /// Tells of an election, once, and only while this leads that term; before that, of the end of an earlier leadership
+    /// that nobody has noticed.
+    fn elect(&self, term: u64) {
+        let before = self.leads();
+        if before != term && self.is_leader_of.get().is_some_and(|is_leader_of| is_leader_of(term)) {
+            if before != 0 {
+                self.push(Call::SteppedDown { term: before });
+            }
             self.leads.store(term, Ordering::Release);
             self.push(Call::Elected { term });
         }
     }
 
+    fn lock_seen(&self) -> MutexGuard<'_, u64> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells that this replica does not lead this term any more.
     pub(crate) fn step_down(&self, term: u64) {
+        let _seen = self.lock_seen();
         if self.leads.compare_exchange(term, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.push(Call::SteppedDown { term });
         }
@@ -272,12 +301,68 @@ impl HookQueue {
         let queued = room.is_some_and(|room| self.calls.try_send(Queued { call, _bytes: room }).is_ok());
         if !queued {
             self.dropped.fetch_add(1, Ordering::Relaxed);
-            metrics::counter!("rafted_value_dropped_hook_calls_total").increment(1);
+            stats::count(stats::DROPPED_HOOK_CALLS, &self.group);
         }
     }
 
     /// Calls for which there was no room.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A queue, its other end, and the term that is led, 0 for none.
+    fn queue() -> (HookQueue, mpsc::Receiver<Queued>, Arc<AtomicU64>) {
+        let (queue, calls) = HookQueue::new("g");
+        let led = Arc::new(AtomicU64::new(0));
+        let asked = led.clone();
+        queue.set_is_leader_of(move |term| asked.load(Ordering::SeqCst) == term);
+        (queue, calls, led)
+    }
+
+    fn queued(calls: &mut mpsc::Receiver<Queued>) -> Vec<String> {
+        std::iter::from_fn(|| calls.try_recv().ok()).map(|queued| format!("{:?}", queued.call)).collect()
+    }
+
+    #[test]
+    fn an_election_is_told_once_also_when_it_is_known_only_after_its_first_entry() {
+        let (queue, mut calls, led) = queue();
+        queue.see_entry(5);
+        assert!(queued(&mut calls).is_empty(), "nobody says that this leads");
+        led.store(5, Ordering::SeqCst);
+        queue.see_leadership(5);
+        queue.see_leadership(5);
+        queue.see_entry(5);
+        assert_eq!(queued(&mut calls), ["Elected { term: 5 }"]);
+        assert_eq!(queue.leads(), 5);
+    }
+
+    #[test]
+    fn a_leadership_that_went_and_came_between_two_looks_is_told_as_two() {
+        let (queue, mut calls, led) = queue();
+        led.store(5, Ordering::SeqCst);
+        queue.see_entry(5);
+        led.store(7, Ordering::SeqCst);
+        queue.see_leadership(7);
+        queue.see_entry(7);
+        // Whoever looked before notices too late.
+        queue.step_down(5);
+        assert_eq!(queued(&mut calls), ["Elected { term: 5 }", "SteppedDown { term: 5 }", "Elected { term: 7 }"]);
+    }
+
+    #[test]
+    fn no_term_is_told_that_others_lead_or_of_which_nothing_is_applied() {
+        let (queue, mut calls, led) = queue();
+        led.store(9, Ordering::SeqCst);
+        queue.see_leadership(9);
+        queue.see_entry(8);
+        led.store(0, Ordering::SeqCst);
+        queue.see_entry(9);
+        assert!(queued(&mut calls).is_empty());
+        assert_eq!(queue.leads(), 0);
     }
 }

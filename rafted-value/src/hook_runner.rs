@@ -9,12 +9,13 @@ use tokio::sync::mpsc;
 use crate::hook::{AnyHook, Call, HookQueue, Queued, ReadValue};
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::members_of;
+use crate::stats;
 use crate::status::{Member, ReplicaId};
 
 /// Prepares a replica for its hook, if it has one: before anything is applied.
 pub(crate) fn prepare(shared: &Shared) -> Option<(Arc<dyn AnyHook>, mpsc::Receiver<Queued>)> {
     let hook = shared.factory().hook()?.clone();
-    let (queue, calls) = HookQueue::new();
+    let (queue, calls) = HookQueue::new(shared.group());
     shared.set_hooks(Arc::new(queue));
     Some((hook, calls))
 }
@@ -30,7 +31,7 @@ pub(crate) fn connect(raft: &Raft, shared: &Shared) {
     }
 }
 
-/// Turns what openraft tells into calls, until the replica stops. Elections are noticed where entries are applied.
+/// Turns what openraft tells into calls, until the replica stops. Elections are noticed where entries are applied, too.
 pub(crate) async fn observe(raft: Raft, shared: Arc<Shared>) {
     let Some(queue) = shared.hooks().cloned() else { return };
     let mut metrics = raft.server_metrics();
@@ -42,6 +43,9 @@ pub(crate) async fn observe(raft: Raft, shared: Arc<Shared>) {
         let leads = now.state.is_leader().then_some(now.vote.leader_id.term);
         if told != 0 && leads != Some(told) {
             queue.step_down(told);
+        }
+        if let Some(term) = leads {
+            queue.see_leadership(term);
         }
         known = leads.map(|term| {
             let members = members_of(&now.committed_membership_config, &now.committed_membership_config).replicas;
@@ -91,7 +95,7 @@ pub(crate) async fn run(hook: Arc<dyn AnyHook>, shared: Arc<Shared>, mut queue: 
             });
         });
         if let Err(error) = called.await {
-            metrics::counter!("rafted_value_failed_hook_calls_total").increment(1);
+            stats::count(stats::FAILED_HOOK_CALLS, shared.group());
             tracing::error!(group = shared.group(), %error, "a hook failed; the next call comes");
         }
         drop(alive);

@@ -64,6 +64,7 @@ mod runtime;
 mod value;
 mod pieces;
 mod wire;
+pub mod stats;
 
 pub use crate::any_value::ValueFactory;
 pub use crate::change::MAX_CATCH_UP_LAG;

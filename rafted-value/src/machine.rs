@@ -35,6 +35,7 @@ use crate::pieces::PieceError;
 use crate::runtime::watch;
 use crate::sessions::{Sessions, Verdict};
 use crate::snapshot::{Content, ReadError, SnapshotBody, SnapshotStore};
+use crate::stats;
 use crate::threads::Threads;
 use crate::value::{Context, LogTime};
 
@@ -268,7 +269,7 @@ impl Shared {
             self.building.wake();
         }
         let took = self.clock.monotonic().saturating_sub(started);
-        metrics::histogram!("rafted_value_apply_seconds").record(took.as_secs_f64());
+        metrics::histogram!(stats::APPLY_SECONDS, "group" => self.group.clone()).record(took.as_secs_f64());
         self.applied.send_replace(last + 1);
         Ok(())
     }
@@ -337,7 +338,7 @@ impl Shared {
             }
             Err(CommandFault::Failed(message)) => {
                 tracing::error!(group = %self.group, index, message, "a command failed in the value's code");
-                metrics::counter!("rafted_value_failed_commands_total").increment(1);
+                stats::count(stats::FAILED_COMMANDS, &self.group);
                 Applied::Failed(message)
             }
         };
@@ -447,9 +448,8 @@ impl Machine {
             match tokio::time::timeout(patience, &mut applying).await {
                 Ok(applied) => return applied,
                 Err(_) => {
-                    let group = self.shared.group.clone();
-                    metrics::counter!("rafted_value_slow_applies_total", "group" => group).increment(1);
                     let group = &self.shared.group;
+                    stats::count(stats::SLOW_APPLIES, group);
                     tracing::warn!(%group, ?patience, "applying takes long: the group's commands wait for it");
                     patience = patience.saturating_mul(2);
                 }
@@ -562,8 +562,8 @@ impl RaftSnapshotBuilder<Types> for Builder {
         match self.snapshots.save(content).await {
             Ok(snapshot) => {
                 tracing::debug!(%group, index, bytes = snapshot.length(), "a snapshot was taken");
-                metrics::counter!("rafted_value_snapshots_total").increment(1);
-                metrics::counter!("rafted_value_snapshot_bytes_total").increment(snapshot.length());
+                stats::count(stats::SNAPSHOTS, group);
+                stats::add(stats::SNAPSHOT_BYTES, group, snapshot.length());
                 let max_entries = self.shared.config().snapshot_after_entries();
                 let purge = self.shared.backlog().snapshotted(amount, index, snapshot.length(), max_entries);
                 self.end(Built::Taken { index, purge });
@@ -573,7 +573,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
             // kept instead, and it is tried again with what the value is then.
             Err(error) if error.get_ref().is_some_and(|inner| inner.is::<PieceError>()) => {
                 tracing::error!(%group, %error, "no snapshot can be taken, the log grows");
-                metrics::counter!("rafted_value_failed_snapshots_total").increment(1);
+                stats::count(stats::FAILED_SNAPSHOTS, group);
                 self.end(Built::Failed);
                 // None that is newer than any.
                 Ok(Snapshot { meta: SnapshotMeta::default(), snapshot: self.snapshots.nothing() })

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::error::{NotHappened, QueryError};
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::Types;
+use crate::stats;
 use crate::status::{Member, ReplicaId};
 use crate::threads::Threads;
 
@@ -80,7 +81,7 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
         if round.is_empty() {
             continue;
         }
-        metrics::counter!("rafted_value_read_rounds_total").increment(1);
+        stats::count(stats::READ_ROUNDS, shared.group());
         let index = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => linearizer.read_log_id().index(),
             Err(error) => {

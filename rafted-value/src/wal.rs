@@ -64,6 +64,7 @@ use self::queue::{Backing, Life, State};
 pub(crate) use self::record::Record;
 pub(crate) use self::together::Together;
 use crate::disk::{Disk, DiskLock};
+use crate::stats;
 
 /// The log. Clones share it; it is closed with the last one.
 #[derive(Clone)]
@@ -433,6 +434,9 @@ impl Shared {
     fn poison(&self, reason: &str, mut waiting: Vec<Done>) {
         let error = {
             let mut state = lock(&self.state);
+            if matches!(state.life, Life::Open | Life::Closing) {
+                metrics::counter!(stats::LOG_FAILURES).increment(1);
+            }
             if state.life != Life::Closed {
                 state.life = Life::Poisoned(reason.to_owned());
             }

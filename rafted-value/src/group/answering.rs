@@ -16,6 +16,7 @@ use crate::proposer::ProposeError;
 use crate::readable;
 use crate::reader::ReadError;
 use crate::rpc::{Answer, Append, Envelope, Request, RequestBody};
+use crate::stats;
 use crate::status::{Member, ReplicaId};
 use crate::transport::Body;
 
@@ -166,7 +167,7 @@ impl UntypedReplica {
     }
 
     fn warn_unreadable(&self, unreadable: &readable::Unreadable) {
-        metrics::counter!("rafted_value_unreadable_entries_total").increment(1);
+        stats::count(stats::UNREADABLE_ENTRIES, &self.inner.spec.group);
         if !self.inner.warned_unreadable.swap(true, Ordering::Relaxed) {
             let group = &self.inner.spec.group;
             tracing::error!(%group, %unreadable, "this replica takes no more entries; run the newer program here");

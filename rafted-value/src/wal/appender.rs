@@ -4,13 +4,14 @@
 
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::index::{Item, Place};
 use super::queue::{Batch, Life, Placed, State};
 use super::record::{self, BATCH_HEADER_BYTES, BatchHeader, FIRST_OFFSET, UNUSED};
 use super::segment::{Segments, Slot, SpaceError};
 use super::{Shared, lock};
+use crate::stats;
 
 /// Segments that may be in use before any is reclaimed; below, copying would only cost.
 const FREE_SEGMENTS: u64 = 4;
@@ -50,6 +51,8 @@ pub(crate) struct Appender {
     reclaimed: Slot,
     /// Those who keep it were told of the segments up to this use.
     told: u64,
+    /// Entries and syncs that were published.
+    measured: (u64, u64),
 }
 
 /// Records of the oldest segment that may be live.
@@ -106,7 +109,7 @@ impl State {
 impl Appender {
     pub(super) fn new(shared: Arc<Shared>, segments: Segments, capacity: u64) -> Self {
         let reclaimed = Slot { segment_use: 0, offset: 0 };
-        Self { shared, segments, capacity, delayed: None, reclaimed, told: UNUSED }
+        Self { shared, segments, capacity, delayed: None, reclaimed, told: UNUSED, measured: (0, 0) }
     }
 
     /// Steps until the log is closed or has failed.
@@ -190,10 +193,12 @@ impl Appender {
             body_crc: 0,
         };
         header.seal(&mut batch.bytes, &self.segments.salt, slot.offset);
+        let started = Instant::now();
         if let Err(error) = self.segments.write(slot, &batch.bytes) {
             let reason = format!("a batch cannot be written to segment {}: {error}", slot.segment_use);
             return self.fail(&reason, batch.waiting);
         }
+        metrics::histogram!(stats::LOG_SYNC_SECONDS).record(started.elapsed().as_secs_f64());
         let length = batch.bytes.len() as u64;
         self.finish(batch, slot);
         match self.segments.prepare(length) {
@@ -207,6 +212,7 @@ impl Appender {
         let freed = self.segments.free(batch.oldest_use);
         let active = self.segments.used.get(&slot.segment_use).map(|used| used.segment.clone());
         let mut state = lock(&self.shared.state);
+        let length = batch.bytes.len() as u64;
         let body_offset = slot.offset + BATCH_HEADER_BYTES as u64;
         for placed in &batch.placed {
             // Offsets in a segment have 32 bits.
@@ -226,14 +232,25 @@ impl Appender {
         state.counters.batches += 1;
         state.counters.bytes += batch.bytes.len() as u64;
         state.counters.syncs = self.segments.syncs;
+        let entries = state.counters.entries;
         state.counters.spares = self.segments.spares.len();
         state.recycle(std::mem::take(&mut batch.bytes));
         if batch.closes {
             state.life = Life::Closed;
         }
         drop(state);
+        self.measure(length, entries);
         self.shared.room.notify_waiters();
         batch.waiting.into_iter().for_each(|done| done(Ok(())));
+    }
+
+    /// Publishes what a batch was, and what has come since the one before.
+    fn measure(&mut self, bytes: u64, entries: u64) {
+        let (entries_before, syncs_before) = std::mem::replace(&mut self.measured, (entries, self.segments.syncs));
+        metrics::counter!(stats::LOG_BYTES).increment(bytes);
+        metrics::counter!(stats::LOG_ENTRIES).increment(entries - entries_before);
+        metrics::counter!(stats::LOG_SYNCS).increment(self.segments.syncs - syncs_before);
+        metrics::gauge!(stats::LOG_SEGMENTS).set(self.segments.used.len() as f64);
     }
 
     /// The disk is full. The batch waits for room: all that is queued is in the index already.

@@ -1,6 +1,9 @@
 //! The log under ordinary use, one step at a time; its submodules crash it, damage it, fill the disk, and
 //! compare it with a model.
 
+mod measuring;
+#[path = "../../tests/it/recorder.rs"]
+mod recorder;
 mod batching;
 mod crash;
 mod damage;
