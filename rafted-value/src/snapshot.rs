@@ -522,12 +522,16 @@ impl SnapshotStore {
                 self.replace(file, old);
                 Ok(())
             }
-            Err(error) => {
+            // It was not even queued.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 if let Some(file) = file {
                     file.keep(false);
                 }
-                if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+                Ok(())
             }
+            // What a write or sync that failed has left on the disk is not known: the next start may find that the log
+            // points to the file, and removes it otherwise.
+            Err(error) => Err(error),
         }
     }
 
