@@ -1,7 +1,10 @@
 //! A replica by itself, for tests: a group of one on a store, without a network.
 
+mod at_once;
 mod bounded;
 mod crash;
+mod failing;
+mod frozen;
 mod full;
 mod pinned;
 mod turns;
@@ -76,6 +79,15 @@ pub(crate) async fn start_as(store: &Store, group: &str, config: GroupConfig, fa
         assert!(tokio::time::timeout(PATIENCE, changes.changed()).await.unwrap());
     }
     started
+}
+
+/// Waits for what nobody tells of; fails with `what` after [`PATIENCE`].
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Runs commands of [`COMMAND_BYTES`] each.

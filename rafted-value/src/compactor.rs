@@ -56,8 +56,12 @@ impl Compactor {
                 }
             }
             () = self.shared.building().wanted() => {
-                // Of nothing there is no snapshot.
-                let asked = self.shared.building().was_asked() && *self.shared.applied_count().borrow() > 0;
+                let asked = self.shared.building().was_asked();
+                if asked {
+                    // Of nothing there is no snapshot. A command is answered a moment before it is counted as applied, so
+                    // that what its caller asks for then must not be forgotten.
+                    self.shared.applied_count().wait_for(|&count| count > 0).await.map_err(|_| Ended)?;
+                }
                 if asked || self.shared.is_snapshot_due() {
                     let is_taken = self.build().await?;
                     if asked && !is_taken {

@@ -293,7 +293,7 @@ impl UntypedReplica {
         }
         let malformed = |error: String| refused(NotHappened::Malformed(error));
         let decoded = Command::decode(command.clone()).map_err(|error| malformed(error.to_string()))?;
-        self.check_readable(&decoded)?;
+        self.check_readable(&decoded).await?;
         let group = || self.inner.spec.group.clone();
         let overloaded = || {
             let queued = config.max_queued_commands();

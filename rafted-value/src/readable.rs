@@ -6,9 +6,10 @@ use std::io;
 use bytes::Bytes;
 
 use crate::any_value::ValueFactory;
-use crate::command::{Command, Recipient};
+use crate::command::{self, Command, Recipient};
 use crate::config::{GroupConfig, UnreadableConfig};
 use crate::openraft_types::command_of;
+use crate::threads::Threads;
 use crate::value::UpgradeError;
 use crate::wal::Wal;
 
@@ -31,8 +32,28 @@ enum UnreadableCommand {
 /// How much of the log is read at once.
 const STEP_BYTES: usize = 1 << 20;
 
-/// Judges an entry's payload. What is no command of any version fails alike on every replica, and is none of this.
-pub(crate) fn entry(factory: &ValueFactory, index: u64, payload: &Bytes) -> Result<(), Unreadable> {
+/// Judges entries on their way into the log: term, index and payload. What is no command of any version fails alike on
+/// every replica, and is none of this. The user's code reads what another version wrote: not on a thread of the network.
+pub(crate) async fn entries(
+    factory: &ValueFactory,
+    threads: &Threads,
+    entries: &[(u64, u64, Bytes)],
+) -> io::Result<Result<(), Unreadable>> {
+    let (own, others): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, _, payload)| {
+        let schema = command_of(payload).and_then(|command| command::schema(&command));
+        schema.is_none_or(|schema| schema == factory.version())
+    });
+    if let Err(unreadable) = own.into_iter().try_for_each(|(_, index, payload)| entry(factory, *index, payload)) {
+        return Ok(Err(unreadable));
+    }
+    if others.is_empty() {
+        return Ok(Ok(()));
+    }
+    let (factory, others): (_, Vec<_>) = (factory.clone(), others.into_iter().cloned().collect());
+    threads.run(move || others.iter().try_for_each(|(_, index, payload)| entry(&factory, *index, payload))).await
+}
+
+fn entry(factory: &ValueFactory, index: u64, payload: &Bytes) -> Result<(), Unreadable> {
     settings_in(factory, payload).map(drop).map_err(|error| Unreadable { index, error })
 }
 

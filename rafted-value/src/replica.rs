@@ -204,7 +204,8 @@ impl<V: Value> ReplicaBuilder<V> {
     }
 
     /// Joins an existing group through one of its members, whichever; name several, and one that is up is enough.
-    /// It asks until it is let in, as a member with a vote that has all entries.
+    /// It asks until it is let in, as a member with a vote that lacks at most [`MAX_CATCH_UP_LAG`](crate::MAX_CATCH_UP_LAG)
+    /// entries.
     pub fn join_through(mut self, name: &str, address: SocketAddr) -> Self {
         self.members.insert(name.to_owned(), address);
         self.enter(Way::Joining)

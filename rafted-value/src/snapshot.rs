@@ -343,7 +343,10 @@ impl SnapshotStore {
     /// The newest snapshot, to be sent.
     pub(crate) fn current(&self) -> io::Result<Option<(SnapshotMeta, SnapshotBody)>> {
         let body = |source| SnapshotBody { threads: self.threads.clone(), source, content: None };
-        Ok(self.newest()?.map(|(meta, source)| (meta, body(source))))
+        // openraft's core ends on it: the node is to say why, and not to go on with a replica that does nothing.
+        let newest =
+            self.newest().inspect_err(|error| self.wal.fail(&format!("a snapshot cannot be read: {error}")))?;
+        Ok(newest.map(|(meta, source)| (meta, body(source))))
     }
 
     fn newest(&self) -> io::Result<Option<(SnapshotMeta, Source)>> {

@@ -133,13 +133,18 @@ impl UntypedReplica {
         if !append.entries.is_empty() && self.inner.store.wal().is_full() {
             return Answer::NotHappened(NotHappened::DiskFull { group: self.inner.spec.group.clone() });
         }
-        let mut entries = Vec::with_capacity(append.entries.len());
-        for (term, index, payload) in append.entries {
+        let (factory, threads) = (self.inner.shared.factory(), self.inner.store.threads());
+        match readable::entries(factory, threads, &append.entries).await {
+            Ok(Ok(())) => {}
             // Its sender takes this replica for unreachable: it gets the entry again when its program reads it.
-            if let Err(unreadable) = readable::entry(self.inner.shared.factory(), index, &payload) {
+            Ok(Err(unreadable)) => {
                 self.warn_unreadable(&unreadable);
                 return self.stopped(&unreadable);
             }
+            Err(error) => return self.stopped(&error),
+        }
+        let mut entries = Vec::with_capacity(append.entries.len());
+        for (term, index, payload) in append.entries {
             match decode_payload(payload) {
                 Ok(payload) => entries.push(entry(term, index, payload)),
                 Err(error) => {

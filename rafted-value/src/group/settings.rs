@@ -23,7 +23,7 @@ impl UntypedReplica {
     }
 
     /// A command that a replica cannot read would stop it, now or after an upgrade: it must not get into the log.
-    pub(super) fn check_readable(&self, command: &Command) -> Result<(), ProposeError> {
+    pub(super) async fn check_readable(&self, command: &Command) -> Result<(), ProposeError> {
         let malformed = |error: &dyn std::fmt::Display| {
             refused(NotHappened::Malformed(format!("this node cannot read the command: {error}")))
         };
@@ -32,7 +32,7 @@ impl UntypedReplica {
             Recipient::Group => {
                 GroupConfig::decode(command.schema, &command.payload).map(drop).map_err(|error| malformed(&error))
             }
-            Recipient::Value => factory.check(command.schema, &command.payload).map_err(|error| match error {
+            Recipient::Value => self.check(command).await?.map_err(|error| match error {
                 UpgradeError::UnknownVersion { found: version, .. } if version > factory.version() => {
                     refused(NotHappened::VersionNotReadable {
                         group: self.inner.spec.group.clone(),
@@ -44,5 +44,18 @@ impl UntypedReplica {
                 error => malformed(&error),
             }),
         }
+    }
+
+    /// The user's code reads what another version wrote: not on a thread of the network.
+    async fn check(&self, command: &Command) -> Result<Result<(), UpgradeError>, ProposeError> {
+        let factory = self.inner.shared.factory();
+        let (schema, payload) = (command.schema, command.payload.clone());
+        if schema == factory.version() {
+            return Ok(factory.check(schema, &payload));
+        }
+        let factory = factory.clone();
+        let checked = self.inner.store.threads().run(move || factory.check(schema, &payload)).await;
+        let group = self.inner.spec.group.clone();
+        checked.map_err(|error| refused(NotHappened::Stopped { group, reason: error.to_string() }))
     }
 }

@@ -1,15 +1,17 @@
 //! What a replica answers to requests that other nodes send, byte for byte.
 
+use std::sync::Condvar;
 use std::time::Duration;
 
 use super::*;
 use crate::command::Recipient;
 use crate::config::ENCODING_VERSION;
-use crate::openraft_types::{log_id, vote};
-use crate::rpc::{Append, Envelope, Request, RequestBody, Seen};
+use crate::encoding::encode_command;
+use crate::openraft_types::{EntryData, SnapshotMeta, encode_payload, log_id, vote};
+use crate::rpc::{Append, Envelope, Request, RequestBody, Seen, SnapshotForm, SnapshotId};
 use crate::starts::Start;
 use crate::transport::TransportError;
-use crate::value::LogTime;
+use crate::value::{LogTime, UpgradeError};
 
 #[derive(Debug, Clone, PartialEq, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 struct Nothing;
@@ -43,11 +45,24 @@ impl Transport for NoNetwork {
 
 const OTHER: u64 = 77;
 
+/// A body of a snapshot that nobody reads.
+struct NoBody;
+
+impl Body for NoBody {
+    fn next(&mut self) -> std::pin::Pin<Box<dyn Future<Output = std::io::Result<Option<Bytes>>> + Send + '_>> {
+        Box::pin(async { Ok(None) })
+    }
+}
+
 async fn replica(dir: &std::path::Path) -> (Store, UntypedReplica) {
     replica_as(Part::Takes, dir).await
 }
 
 async fn replica_as(part: Part, dir: &std::path::Path) -> (Store, UntypedReplica) {
+    replica_of(part, dir, ValueFactory::of::<Nothing>(None)).await
+}
+
+async fn replica_of(part: Part, dir: &std::path::Path, factory: ValueFactory) -> (Store, UntypedReplica) {
     let store = Store::open(dir, "n1").await.unwrap();
     let replica = match store.replicas().first() {
         Some(stored) => stored.replica,
@@ -62,7 +77,6 @@ async fn replica_as(part: Part, dir: &std::path::Path) -> (Store, UntypedReplica
         config: GroupConfig::default(),
         is_alone: part == Part::Waits,
     };
-    let factory = ValueFactory::of::<Nothing>(None);
     let replica = UntypedReplica::start_as(part, &store, spec, factory, Arc::new(NoNetwork)).await.unwrap();
     (store, replica)
 }
@@ -187,17 +201,84 @@ async fn a_replica_runs_again_only_once_its_core_has_ended() {
     store.close().await;
 }
 
+/// Whether an answer to this could count as a vote, as a copy of entries or as a leader's confirmation.
+fn counts(body: &RequestBody) -> bool {
+    match body {
+        RequestBody::Append(_)
+        | RequestBody::Vote { .. }
+        | RequestBody::PreVote { .. }
+        | RequestBody::TransferLeader { .. }
+        | RequestBody::Snapshot { .. }
+        | RequestBody::SnapshotOffer { .. } => true,
+        // Answered by a leader alone, which one that waits is not, or with what counts for nothing.
+        RequestBody::Command(_)
+        | RequestBody::Query(_)
+        | RequestBody::QueryAny(_)
+        | RequestBody::QueryWithStaleness { .. }
+        | RequestBody::ReadIndex
+        | RequestBody::Facts
+        | RequestBody::Hello { .. }
+        | RequestBody::Change { .. }
+        | RequestBody::Seat { .. }
+        | RequestBody::Returned { .. }
+        | RequestBody::Introduce(_) => false,
+    }
+}
+
+/// What counts, from a leader or candidate of term 2.
+fn every_kind(replica: &UntypedReplica) -> Vec<RequestBody> {
+    let (leads, asks, last) = (vote(2, OTHER, true), vote(2, OTHER, false), Some(log_id(1, 5)));
+    let (meta, id) = (SnapshotMeta { last_log_id: last, ..SnapshotMeta::default() }, SnapshotId { id: 3, length: 4 });
+    vec![
+        RequestBody::Append(Append { vote: leads, previous: None, commit: None, entries: Vec::new() }),
+        RequestBody::Vote { vote: asks, last, transfer: false },
+        RequestBody::PreVote { vote: asks, last, transfer: false },
+        RequestBody::TransferLeader { from: leads, to: replica.spec().replica.get(), last: None },
+        RequestBody::SnapshotOffer {
+            vote: leads,
+            meta: meta.clone(),
+            id,
+            form: SnapshotForm { format: 1, version: 1 },
+        },
+        RequestBody::Snapshot { vote: leads, meta, id, offset: 0 },
+    ]
+}
+
+#[tokio::test]
+async fn one_that_waits_stands_for_no_election_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, founder) = replica(dir.path()).await;
+    let member = Member { name: "n1".into(), node: 1, zone: String::new(), decided_at: 0, addresses: Vec::new() };
+    founder.initialize(BTreeMap::from([(founder.spec().replica, member)])).await.unwrap();
+    let mut changes = founder.status_changes();
+    while founder.status().role != Role::Leader {
+        assert!(changes.changed().await);
+    }
+    founder.shutdown().await;
+    store.close().await;
+    drop((founder, store));
+    let (store, replica) = replica_as(Part::Waits, dir.path()).await;
+    // The only voter, it would win at once.
+    let term = async || replica.inner.raft.with_raft_state(|state| state.vote_ref().leader_id.term).await.unwrap();
+    let before = term().await;
+    replica.elect().await;
+    assert_eq!((term().await, replica.status().role), (before, Role::Returning));
+    replica.take_part();
+    replica.elect().await;
+    assert_eq!(term().await, before + 1);
+    replica.shutdown().await;
+    store.close().await;
+}
+
 #[tokio::test]
 async fn one_that_waits_says_nothing_that_counts_and_tells_what_it_has_seen() {
     let dir = tempfile::tempdir().unwrap();
     let (store, replica) = replica_as(Part::Waits, dir.path()).await;
-    let append = Append { vote: vote(2, OTHER, true), previous: None, commit: None, entries: Vec::new() };
-    let pre_vote = RequestBody::PreVote { vote: vote(2, OTHER, false), last: Some(log_id(1, 5)), transfer: false };
-    let take_over =
-        RequestBody::TransferLeader { from: vote(2, OTHER, true), to: replica.spec().replica.get(), last: None };
-    let counts = [RequestBody::Append(append), ask_vote(2), pre_vote, take_over];
-    for body in &counts {
+    for body in every_kind(&replica).iter().filter(|body| counts(body)) {
         assert_eq!(send(&replica, envelope(&replica), body.clone()).await, Answer::WrongReplica, "{body:?}");
+        let request = Request { envelope: envelope(&replica), body: body.clone() }.encode();
+        let answer = replica.handle_with_body(request, Box::new(NoBody)).await;
+        assert_eq!(Answer::decode(answer).unwrap(), Answer::WrongReplica, "{body:?}");
     }
     assert_eq!((replica.status().role, replica.status().term), (Role::Returning, 0));
     let start = |boot| Start { boot, number: boot };
@@ -212,8 +293,15 @@ async fn one_that_waits_says_nothing_that_counts_and_tells_what_it_has_seen() {
         assert_eq!(send(&replica, envelope(&replica), returned).await, Answer::Seen(seen), "{boot}");
     }
     replica.take_part();
-    for body in counts {
-        assert_ne!(send(&replica, envelope(&replica), body.clone()).await, Answer::WrongReplica, "{body:?}");
+    for body in every_kind(&replica).into_iter().filter(counts) {
+        let answer = match &body {
+            RequestBody::Snapshot { .. } => {
+                let request = Request { envelope: envelope(&replica), body: body.clone() }.encode();
+                Answer::decode(replica.handle_with_body(request, Box::new(NoBody)).await).unwrap()
+            }
+            _ => send(&replica, envelope(&replica), body.clone()).await,
+        };
+        assert_ne!(answer, Answer::WrongReplica, "{body:?}");
     }
     assert_eq!(replica.status().term, 2);
     replica.shutdown().await;
@@ -235,4 +323,58 @@ async fn one_that_was_rolled_back_never_answers_and_its_directory_is_not_opened_
     drop((replica, store));
     let opened = Store::open(dir.path(), "n1").await;
     assert!(matches!(opened, Err(crate::error::StoreError::RolledBack { .. })), "{opened:?}");
+}
+
+/// How often an older command was read, and how often somebody else was answered meanwhile.
+static READ: Mutex<u64> = Mutex::new(0);
+static ANSWERED: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Reads older commands once somebody else was answered, each.
+#[derive(Debug, Clone, PartialEq, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Newer;
+
+impl Value for Newer {
+    const VERSION: u32 = 2;
+    type Command = ();
+    type Reply = ();
+    type Query = ();
+    type Answer = ();
+    fn command(&mut self, (): ()) {}
+    fn query(&self, (): ()) {}
+    fn upgrade_command(_: u32, _: &[u8]) -> Result<(), UpgradeError> {
+        let call = {
+            let mut read = READ.lock().unwrap();
+            *read += 1;
+            *read
+        };
+        let (answered, changed) = &ANSWERED;
+        let patience = Duration::from_secs(10);
+        let (done, waited) =
+            changed.wait_timeout_while(answered.lock().unwrap(), patience, |done| *done < call).unwrap();
+        drop(done);
+        if waited.timed_out() { Err(UpgradeError::Failed("nobody was answered meanwhile".into())) } else { Ok(()) }
+    }
+}
+
+/// On a runtime of one thread, which is also the network's.
+#[tokio::test]
+async fn others_are_answered_while_the_code_of_a_value_reads_an_older_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, replica) = replica_of(Part::Takes, dir.path(), ValueFactory::of::<Newer>(None)).await;
+    let older = encode_command::<Nothing>(&(), None, 0).unwrap();
+    let is_answered = async || {
+        let answer = send(&replica, envelope(&replica), RequestBody::Hello { founder: false }).await;
+        assert!(matches!(answer, Answer::Hello { .. }), "{answer:?}");
+        *ANSWERED.0.lock().unwrap() += 1;
+        ANSWERED.1.notify_all();
+    };
+    let payload = encode_payload(&openraft::EntryPayload::Normal(EntryData(older.clone())));
+    let append = Append { vote: vote(2, OTHER, true), previous: None, commit: None, entries: vec![(2, 0, payload)] };
+    let append = send(&replica, envelope(&replica), RequestBody::Append(append));
+    assert_eq!(tokio::join!(append, is_answered()).0, Answer::AppendSuccess);
+    let (proposed, ()) = tokio::join!(replica.propose(older, Duration::from_secs(20)), is_answered());
+    assert!(matches!(proposed, Err(ProposeError::NotLeader { .. })), "{proposed:?}");
+    assert_eq!(*READ.lock().unwrap(), 2);
+    replica.shutdown().await;
+    store.close().await;
 }

@@ -149,6 +149,11 @@ async fn damage_is_found_with_its_file_and_byte() {
             // A snapshot's id is judged with its first frame, and the node file as a whole.
             let near = if file == dir.join("node") { u64::MAX } else { offset.max(16) };
             assert!(found[0].file == file && found[0].offset <= near, "{offset}: {}", found[0]);
+            if file == active.file {
+                let refused = Store::open(dir, "n1").await.unwrap_err().to_string();
+                let place = (format!("{}", file.display()), format!("{}", found[0].offset));
+                assert!(refused.contains(&place.0) && refused.contains(&place.1), "{}: {refused}", found[0]);
+            }
             restore();
         }
     }

@@ -13,7 +13,7 @@ use crate::rpc::{Answer, RequestBody};
 use crate::status::{Member, ReplicaId};
 use crate::value::Value;
 
-/// How long a change of members may take unless it says otherwise: a new member is given all entries first.
+/// How long a change of members may take unless it says otherwise: a new member is given nearly all entries first.
 pub const DEFAULT_MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
 /// One attempt to hear which replica runs on a node that is to be added.
 const HELLO_PATIENCE: Duration = Duration::from_secs(2);
@@ -33,8 +33,9 @@ enum Ask {
 
 impl<V: Value> Replica<V> {
     /// Adds the node of this name, which runs a replica that [waits](super::ReplicaBuilder::wait_to_be_added) or
-    /// [joins](super::ReplicaBuilder::join_through), as a member with a vote, once it has all entries. Where a
-    /// member of that name lost its disk, the new replica takes its place.
+    /// [joins](super::ReplicaBuilder::join_through), as a member with a vote, once it lacks at most
+    /// [`MAX_CATCH_UP_LAG`](crate::MAX_CATCH_UP_LAG) entries. Where a member of that name lost its disk, the new replica
+    /// takes its place.
     pub fn add_member(&self, name: &str, address: SocketAddr) -> MembershipRequest<V> {
         self.request(Ask::Add { name: name.to_owned(), address })
     }
