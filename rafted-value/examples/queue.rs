@@ -1,5 +1,5 @@
 //! A queue of jobs over three processes: run it as `queue n1`, `queue n2` and `queue n3`.
-//! Lines typed into any of them are pushed; an empty line pops.
+//! Lines typed into any of them are pushed; an empty line pops. A second argument gives other ports than 7301 to 7303.
 
 use std::collections::VecDeque;
 use std::io::BufRead;
@@ -40,7 +40,8 @@ impl Value for Queue {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).ok_or("give a name: n1, n2 or n3")?;
-    let address = |n: u16| SocketAddr::from(([127, 0, 0, 1], 7300 + n));
+    let ports: u16 = std::env::args().nth(2).map_or(Ok(7300), |below| below.parse())?;
+    let address = |n: u16| SocketAddr::from(([127, 0, 0, 1], ports + n));
     let own: u16 = name.strip_prefix('n').and_then(|n| n.parse().ok()).ok_or("the names are n1, n2, n3")?;
     let endpoint = Endpoint::bind(address(own), Identity::dev("queue-data/tls", &name)?).await?;
     let store = Store::open(format!("queue-data/{name}"), &name).await?;
@@ -58,11 +59,16 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     while let Some(line) = typed.recv().await {
         let command = if line.is_empty() { Command::Pop } else { Command::Push(line) };
         match queue.command(command).await {
-            Ok(popped) => println!("{popped:?}, {} waiting", queue.query(()).await?),
+            Ok(popped) => println!("{popped:?}"),
+            Err(error) => println!("{error}"),
+        }
+        match queue.query(()).await {
+            Ok(count) => println!("{count} waiting"),
             Err(error) => println!("{error}"),
         }
     }
     queue.shutdown().await;
     store.close().await;
+    endpoint.shutdown().await;
     Ok(())
 }

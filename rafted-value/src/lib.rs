@@ -1,4 +1,8 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(
+    not(feature = "quic"),
+    allow(dead_code, reason = "what only groups that stand alone need comes with their transport")
+)]
 
 #[cfg(test)]
 mod simulation;

@@ -169,3 +169,6 @@ impl Body for Paced {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -261,6 +261,13 @@ impl Cluster {
         Ok(decode_answer::<Journal>(&answer).unwrap())
     }
 
+    /// What a node's own replica answers, which may be old.
+    pub async fn any(&self, here: &str) -> Result<Vec<i64>, QueryError> {
+        let query = encode_query::<Journal>(&Query::All).unwrap();
+        let answer = self.nodes[here].replica.read_any(query).await?;
+        Ok(decode_answer::<Journal>(&answer).unwrap())
+    }
+
     pub fn local(&self, name: &str) -> Vec<i64> {
         self.nodes[name].replica.read_local(|journal: &Journal, _| journal.added.clone()).unwrap()
     }

@@ -1,6 +1,6 @@
 //! What user code may do without harming anything else: panic anywhere, and take long.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rafted_value::{
@@ -10,29 +10,37 @@ use rafted_value::{
 };
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, eventually};
-use crate::telling::{listen, was_heard};
+use crate::telling::{listen, recorded, was_heard};
 
 const THREE: [&str; 3] = ["n1", "n2", "n3"];
 
-/// Values that are cloned or written now panic.
-static PANICS_IN_SNAPSHOTS: AtomicBool = AtomicBool::new(false);
+/// How often a value has panicked when it was cloned, and when it was written. Neither has another way to its test, and
+/// only one test makes values that do.
+static PANICS_IN_CLONE: AtomicU64 = AtomicU64::new(0);
+static PANICS_IN_WRITE: AtomicU64 = AtomicU64::new(0);
 /// Commands that hold on end now.
 static RELEASED: AtomicBool = AtomicBool::new(false);
 
 rafted_value::messages! {
-    pub enum Command { Add, Panic, PanicInDrop, Block(u64), HoldOn }
+    pub enum Command { Add, Panic, PanicInDrop, PanicIn(Option<Snapshotting>), Block(u64), HoldOn }
+    /// Where a value panics from now on.
+    pub enum Snapshotting { Clone, Write }
     pub enum Query { Count, Panic }
 }
 
 #[derive(Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Rude {
     count: u64,
+    panics_in: Option<Snapshotting>,
 }
 
 impl Clone for Rude {
     fn clone(&self) -> Self {
-        assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst) || self.count.is_multiple_of(2), "asked to panic in clone");
-        Self { count: self.count }
+        if self.panics_in == Some(Snapshotting::Clone) {
+            PANICS_IN_CLONE.fetch_add(1, Ordering::SeqCst);
+            panic!("asked to panic in clone");
+        }
+        Self { count: self.count, panics_in: self.panics_in.clone() }
     }
 }
 
@@ -55,7 +63,8 @@ impl Value for Rude {
         match command {
             Command::Add => self.count += 1,
             Command::Panic => panic!("as asked"),
-            Command::PanicInDrop => drop(Rude { count: MARKED }),
+            Command::PanicInDrop => drop(Rude { count: MARKED, panics_in: None }),
+            Command::PanicIn(panics_in) => self.panics_in = panics_in,
             Command::HoldOn => {
                 let since = Instant::now();
                 while !RELEASED.load(Ordering::SeqCst) && since.elapsed() < PATIENCE {
@@ -75,7 +84,10 @@ impl Value for Rude {
     }
 
     fn write_pieces(&self, pieces: &mut PieceWriter<'_>) -> Result<(), PieceError> {
-        assert!(!PANICS_IN_SNAPSHOTS.load(Ordering::SeqCst), "asked to panic in write_pieces");
+        if self.panics_in == Some(Snapshotting::Write) {
+            PANICS_IN_WRITE.fetch_add(1, Ordering::SeqCst);
+            panic!("asked to panic in write_pieces");
+        }
         pieces.write(self)
     }
 }
@@ -145,10 +157,19 @@ async fn panics_in_commands_queries_and_destructors_are_answered_on_every_replic
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_value_that_panics_when_it_is_copied_or_written_for_a_snapshot_gets_none_and_lives() {
+async fn a_value_that_panics_when_it_is_copied_for_a_snapshot_gets_none_and_lives() {
+    gets_no_snapshot_and_lives(Snapshotting::Clone, &PANICS_IN_CLONE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_panics_when_it_is_written_for_a_snapshot_gets_none_and_lives() {
+    gets_no_snapshot_and_lives(Snapshotting::Write, &PANICS_IN_WRITE).await;
+}
+
+async fn gets_no_snapshot_and_lives(panics_in: Snapshotting, panics: &AtomicU64) {
     let config = GroupConfig::default().with_snapshot_after_entries(10).unwrap();
     let mut cluster = Cluster::durable_as(&THREE, config, ValueFactory::of::<Rude>(None)).await;
-    PANICS_IN_SNAPSHOTS.store(true, Ordering::SeqCst);
+    send(&cluster, Command::PanicIn(Some(panics_in))).await.unwrap();
     for n in 1..=60 {
         assert_eq!(send(&cluster, Command::Add).await.unwrap(), n);
     }
@@ -156,7 +177,8 @@ async fn a_value_that_panics_when_it_is_copied_or_written_for_a_snapshot_gets_no
     for name in THREE {
         assert_eq!(cluster.nodes[name].replica.status().snapshot, None, "{name}");
     }
-    PANICS_IN_SNAPSHOTS.store(false, Ordering::SeqCst);
+    eventually("it has panicked", || panics.load(Ordering::SeqCst) > 0).await;
+    send(&cluster, Command::PanicIn(None)).await.unwrap();
     // Nothing was lost with the snapshots: the log has it all.
     for name in THREE {
         cluster.stop(name).await;
@@ -205,6 +227,9 @@ async fn a_long_command_delays_neither_other_groups_nor_the_heartbeats_of_its_ow
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_takes_long_is_reported_while_it_runs_with_its_groups_name() {
     listen();
+    let recorded = recorded();
+    let slow_applies =
+        |group: &'static [(&'static str, &'static str)]| recorded.number("rafted_value_slow_applies_total", group);
     let cluster = Cluster::durable_as(&["n1"], GroupConfig::default(), ValueFactory::of::<Rude>(None)).await;
     let slow = lone(&cluster, "n1", "slow").await;
     let quick = lone(&cluster, "n1", "quick").await;
@@ -212,12 +237,14 @@ async fn a_command_that_takes_long_is_reported_while_it_runs_with_its_groups_nam
     quick.propose(add, PATIENCE).await.unwrap();
     let command = encode_command::<Rude>(&Command::HoldOn, None, 0).unwrap();
     let reported = eventually("it is reported", || {
-        was_heard(&["rafted_value_slow_applies_total", "group=slow"]) && was_heard(&["warning", "group=slow", "long"])
+        slow_applies(&[("group", "slow")]) > 0 && was_heard(&["warning", "group=slow", "long"])
     });
     tokio::select! {
         _ = slow.propose(command, PATIENCE) => panic!("it ended"),
         () = reported => RELEASED.store(true, Ordering::SeqCst),
     }
+    assert!(!was_heard(&["group=quick", "long"]), "the group that is quick was reported");
+    assert_eq!(slow_applies(&[("group", "quick")]), 0);
     slow.shutdown().await;
     quick.shutdown().await;
     cluster.shutdown().await;

@@ -10,7 +10,8 @@ use rafted_value::{
 
 use crate::cluster::{PATIENCE, eventually};
 use crate::hub::Hub;
-use crate::recorder::{Recorded, names};
+use crate::recorder::names;
+use crate::telling::recorded;
 
 const GROUP: &str = "measured";
 const LABELS: &[(&str, &str)] = &[("group", GROUP)];
@@ -94,8 +95,7 @@ fn member(name: &str) -> rafted_value::Member {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_of_a_group_moves() {
-    let recorded: &'static Recorded = Box::leak(Box::default());
-    metrics::set_global_recorder(recorded).unwrap();
+    let recorded = recorded();
     let number = |name| recorded.number(name, LABELS);
     let (hub, store, other) = (Hub::default(), Store::memory("n1"), Store::memory("n2"));
     let leader = start(&store, &hub, "n1", ValueFactory::with_hook::<Newer>(None, Hook)).await;

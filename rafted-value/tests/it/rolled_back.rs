@@ -1,6 +1,7 @@
 //! A member whose directory was put back from an older copy never takes part again; one that only restarted does.
 
 use std::path::Path;
+use std::time::Duration;
 
 use batched_comm::Endpoint;
 use rafted_value::{CommandError, GroupConfig, NotHappened, Replica, Role, Store, StoreError};
@@ -168,6 +169,50 @@ async fn a_member_finds_back_into_a_group_whose_other_members_were_all_replaced(
     applied(&site, "n3", 3).await;
     site.add("n3", 4).await;
     assert_eq!(site.all("n3").await, [1, 2, 3, 4]);
+    site.shutdown().await;
+}
+
+/// Nobody else could say anything: it waits for the one that can, and then serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_takes_part_once_the_other_is_there() {
+    let mut site = Site::durable();
+    site.grow(&["n2"]).await;
+    site.add("n1", 1).await;
+    site.stop("n1").await;
+    site.stop("n2").await;
+    restart(&mut site, "n2").await;
+    let early = site.replica("n2").command(Command::Add(2)).timeout(Duration::from_millis(500)).await;
+    assert!(early.is_err() && site.node("n2").role() == Role::Returning, "{early:?}");
+    restart(&mut site, "n1").await;
+    assert_eq!(site.add("n2", 3).await as usize, site.all("n1").await.len());
+    site.shutdown().await;
+}
+
+/// Members of a second group answer, those of the first do not: what one replica finds out is true of the directory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_two_groups_is_refused_as_a_whole_by_what_one_of_them_finds_out() {
+    let mut site = three().await;
+    let address = site.node("n3").address();
+    let other = |node: &Node| {
+        let (store, endpoint) = (node.store.clone(), node.endpoint.clone());
+        let builder = Replica::<Journal>::builder("other").member("n3", endpoint.local_address());
+        async move { builder.start(&store, &endpoint).await.unwrap() }
+    };
+    let alone = other(site.node("n3")).await;
+    alone.command(Command::Add(1)).await.unwrap();
+    alone.shutdown().await;
+    site.stop("n3").await;
+    back_up(&site, "n3");
+    restart(&mut site, "n3").await;
+    eventually("it takes part", || site.node("n3").role() == Role::Follower).await;
+    site.stop("n3").await;
+    put_back(&site, "n3");
+    // The group of one has nobody to ask: by itself it would never know.
+    restart(&mut site, "n3").await;
+    eventually("it is refused", || site.node("n3").role() == Role::RolledBack).await;
+    site.stop("n3").await;
+    let opened = Store::open(site.dir("n3").unwrap(), "n3").await;
+    assert!(matches!(opened, Err(StoreError::RolledBack { .. })), "{opened:?} at {address}");
     site.shutdown().await;
 }
 

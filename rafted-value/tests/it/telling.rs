@@ -1,23 +1,33 @@
-//! What is heard of warnings and metrics in this process, for the tests that look at them.
+//! What is heard of warnings and metrics in this process, for the tests that look at them: there is one listener for all.
 
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
-use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Subscriber};
 
-/// Counters' names with their labels, once for each time that they were raised, and warnings with their fields.
+use crate::recorder::Recorded;
+
+/// Warnings with their fields.
 static HEARD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Listens from now on.
 pub fn listen() {
     static BEGINNING: Once = Once::new();
     BEGINNING.call_once(|| {
-        metrics::set_global_recorder(Listener).unwrap();
         tracing::subscriber::set_global_default(Listener).unwrap();
     });
+}
+
+/// What is measured from the first call on.
+pub fn recorded() -> &'static Recorded {
+    static RECORDED: OnceLock<&'static Recorded> = OnceLock::new();
+    RECORDED.get_or_init(|| {
+        let recorded: &'static Recorded = Box::leak(Box::default());
+        metrics::set_global_recorder(recorded).unwrap();
+        recorded
+    })
 }
 
 /// Whether something was heard that has all these parts.
@@ -31,39 +41,6 @@ fn hear(what: String) {
 }
 
 struct Listener;
-
-struct Raised(String);
-
-impl CounterFn for Raised {
-    fn increment(&self, _: u64) {
-        hear(self.0.clone());
-    }
-
-    fn absolute(&self, _: u64) {}
-}
-
-impl Recorder for Listener {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        // Only what belongs to a group: the others are raised all the time.
-        if key.labels().len() == 0 {
-            return Counter::noop();
-        }
-        let labels: Vec<String> = key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
-        Counter::from_arc(Arc::new(Raised(format!("{} {}", key.name(), labels.join(" ")))))
-    }
-
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
-    }
-
-    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::noop()
-    }
-}
 
 struct Line(String);
 
