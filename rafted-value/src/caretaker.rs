@@ -4,7 +4,8 @@
 //! members changed -----------------------------------------> tell the network where they are
 //! it is elsewhere than the members say --------------------> tell the leader
 //! it leads, and a change of members stays half done -------> finish it
-//! it leads, and a member does not answer ------------------> tell that one where the leader is
+//! it leads, and a member does not answer ------------------> tell that one where this one is
+//! no leader is heard --------------------------------------> tell all others where this one is
 //! no leader is heard, or it is no member any more ---------> ask the others; not a member, says a leader: retire
 //! the group goes on as a later incarnation ----------------> retire
 //! ```
@@ -22,7 +23,7 @@ use crate::client::{GroupClient, Route};
 use crate::group::UntypedReplica;
 use crate::rpc::RequestBody;
 use crate::seat;
-use crate::status::{LogPosition, Member, Role, Status};
+use crate::status::{LogPosition, Member, ReplicaId, Role, Status};
 use crate::transport::Transport;
 
 /// How often it looks while there is something to finish or to find out.
@@ -33,6 +34,8 @@ const HALF_DONE: Duration = Duration::from_secs(1);
 const MIN_SILENCE: Duration = Duration::from_secs(1);
 /// ... and in the longest election timeouts: leaders of groups whose heartbeats are rare are silent for long.
 const SILENCE_IN_ELECTIONS: u32 = 2;
+/// Members that do not answer are told where this one is at least so often.
+const MAX_INTRODUCTION_PAUSE: Duration = Duration::from_secs(15);
 /// One member's time to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// To tell the leader where this node is.
@@ -53,8 +56,8 @@ struct Memory {
     told: Option<LogPosition>,
     /// The half-done change, and since when it stands.
     joint: Option<(LogPosition, Instant)>,
-    /// When members that do not answer were told last who leads.
-    introduced: Option<Instant>,
+    /// When members that do not answer are told next where this one is, and the pause after that.
+    introduction: Option<(Instant, Duration)>,
 }
 
 impl Caretaker {
@@ -69,7 +72,7 @@ impl Caretaker {
             self.introduce(&status, &mut memory);
             self.finish_joint(&status, &mut memory).await;
             let is_elsewhere = self.tell_address(&status).await;
-            let is_unanswered = self.introduce_myself(&status, &mut memory).await;
+            self.introduce_myself(&status, &mut memory).await;
             let may_be_removed = self.may_be_removed(&status).await;
             if may_be_removed && self.is_removed().await {
                 match self.replica.retire().await {
@@ -80,7 +83,7 @@ impl Caretaker {
                     Err(error) => tracing::warn!(%error, "that this member was removed could not be written down"),
                 }
             }
-            let is_busy = has_changed || memory.joint.is_some() || is_elsewhere || is_unanswered || may_be_removed;
+            let is_busy = has_changed || memory.joint.is_some() || is_elsewhere || may_be_removed;
             let silent_for = self.replica.leader_silent_for();
             let pause = until_next_look(is_busy, status.role, silent_for, self.silence());
             match tokio::time::timeout(pause, changes.changed()).await {
@@ -130,23 +133,34 @@ impl Caretaker {
         is_elsewhere
     }
 
-    /// Whether a member does not answer this leader, which tells it then where it is: a member that has restarted takes no
-    /// part before it has heard from the others, and those that its log names may all be gone.
-    async fn introduce_myself(&self, status: &Status, memory: &mut Memory) -> bool {
-        let is_unanswered = status.role == Role::Leader && !status.unresponsive.is_empty();
-        let is_early = memory.introduced.is_some_and(|at| at.elapsed() < MIN_SILENCE);
-        if !is_unanswered || is_early {
-            return is_unanswered;
+    /// A member that has restarted takes no part before it has heard from the others, and those that its log names may all
+    /// be gone: the others say where they are, more and more seldom.
+    async fn introduce_myself(&self, status: &Status, memory: &mut Memory) {
+        let silent: Vec<ReplicaId> = match status.role {
+            Role::Leader | Role::Isolated => status.unresponsive.keys().copied().collect(),
+            Role::Follower | Role::Candidate if self.replica.leader_silent_for() > self.silence() => {
+                status.members.replicas.keys().copied().collect()
+            }
+            _ => Vec::new(),
+        };
+        let silent = silent.into_iter().filter(|id| *id != status.replica);
+        let silent: Vec<_> = silent.filter_map(|id| Some((id, status.members.replicas.get(&id)?))).collect();
+        if silent.is_empty() {
+            memory.introduction = None;
+            return;
         }
-        let silent = status.unresponsive.keys().filter_map(|id| Some((id, status.members.replicas.get(id)?)));
-        let telling = silent.map(|(&id, member)| {
+        let now = Instant::now();
+        let (due, pause) = memory.introduction.unwrap_or((now, MIN_SILENCE));
+        if due > now {
+            return;
+        }
+        let telling = silent.into_iter().map(|(id, member)| {
             let request = self.replica.sender().request(Some(id), RequestBody::Introduce(self.me.clone()));
             self.transport.call(&member.name, request, PATIENCE)
         });
         // Whoever did not get it is told again.
         futures_util::future::join_all(telling).await;
-        memory.introduced = Some(Instant::now());
-        true
+        memory.introduction = Some((Instant::now() + pause, (pause * 2).min(MAX_INTRODUCTION_PAUSE)));
     }
 
     /// Whether it is time to ask.

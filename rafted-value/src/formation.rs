@@ -108,11 +108,9 @@ impl Formation {
         if !self.replica.takes_part().await {
             return;
         }
-        // Who it was with is in its log; raft tells of it a moment after its start, and until then it looks like new.
-        while self.replica.has_log() && self.replica.status().members.position.is_none() {
-            if !changes.changed().await {
-                return;
-            }
+        // Who it was with is in its log; until raft tells of it, it looks like new.
+        if !self.replica.knows_members().await {
+            return;
         }
         while !self.is_over().await {
             match self.entrance {

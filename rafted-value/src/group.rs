@@ -69,7 +69,9 @@ pub struct ReplicaSpec {
     pub cluster: ClusterTag,
     /// The settings to start with; the group's own, where it has agreed on some, take their place.
     pub config: GroupConfig,
-    /// Whether its members form the group among themselves, without a fleet that places them.
+    /// Whether its members form the group among themselves, without a fleet that places them. [`Replica`](crate::Replica)
+    /// sees to that, and to that no directory that was rolled back takes part; whoever starts such a replica by itself
+    /// vouches for its directory.
     pub is_alone: bool,
 }
 

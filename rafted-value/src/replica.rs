@@ -22,6 +22,7 @@ use crate::any_value::ValueFactory;
 use crate::caretaker::Caretaker;
 use crate::client::{GroupClient, Route};
 use crate::clock::{Clock, SystemClock};
+use crate::command::CommandId;
 use crate::config::GroupConfig;
 use crate::encoding::{decode_answer, decode_reply, encode_query};
 use crate::error::{CommandError, NotHappened, QueryError, StartError, UnknownOutcome};
@@ -115,7 +116,14 @@ impl<V: Value> Replica<V> {
     /// Runs a command once; the reply comes when it is durable on a majority. Await it, or set a
     /// [`timeout`](CommandRequest::timeout) first.
     pub fn command(&self, command: V::Command) -> CommandRequest<V> {
-        CommandRequest { replica: self.clone(), command, timeout: DEFAULT_TIMEOUT }
+        CommandRequest { replica: self.clone(), command, timeout: DEFAULT_TIMEOUT, id: None }
+    }
+
+    /// Opens a number for one command that may have to be asked for again, within `repeatable` (at most
+    /// [`MAX_REPEATABLE`](crate::MAX_REPEATABLE)): under one number it runs once. See [`CommandRequest::once`].
+    pub async fn open_command(&self, repeatable: Duration) -> Result<OpenCommand, CommandError> {
+        self.inner.check_member()?;
+        Ok(self.inner.open(repeatable).await?)
     }
 
     /// Reads linearizably, from whichever member this is.
@@ -282,9 +290,12 @@ impl<V: Value> ReplicaBuilder<V> {
             client: client_of,
         };
         runtime::spawn_on(&mut tasks, formation.run());
-        let returning =
-            Returning { replica: replica.clone(), told, route: route.clone(), transport: transport.clone() };
-        runtime::spawn_on(&mut tasks, returning.run());
+        // What is in memory only cannot be put back.
+        if store.is_durable() {
+            let (route, transport) = (route.clone(), transport.clone());
+            let returning = Returning { replica: replica.clone(), me: me.clone(), told, route, transport };
+            runtime::spawn_on(&mut tasks, returning.run());
+        }
         let caretaker = Caretaker {
             replica: replica.clone(),
             me,
@@ -373,9 +384,40 @@ pub struct CommandRequest<V: Value> {
     replica: Replica<V>,
     command: V::Command,
     timeout: Duration,
+    /// The caller's own.
+    id: Option<CommandId>,
 }
 
 impl<V: Value> CommandRequest<V> {
+    /// Under a number that its caller has opened and keeps: after [`CommandError::Unknown`] the same command may be asked
+    /// for again under the same number, and runs once. Without, every call is another command.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rafted_value::{CommandError, Replica, Value, messages};
+    /// # messages! { #[derive(Default)] pub struct Count { n: u64 } }
+    /// # impl Value for Count {
+    /// #     type Command = u64; type Reply = u64; type Query = (); type Answer = u64;
+    /// #     fn command(&mut self, add: u64) -> u64 { self.n += add; self.n }
+    /// #     fn query(&self, (): ()) -> u64 { self.n }
+    /// # }
+    /// # async fn example(count: Replica<Count>) -> Result<u64, CommandError> {
+    /// let number = count.open_command(Duration::from_secs(600)).await?;
+    /// loop {
+    ///     match count.command(5).once(&number).await {
+    ///         Err(error) if error.is_unknown() => continue,       // the same number: not twice
+    ///         outcome => return outcome,
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// After the time for which the number was opened the outcome stays unknown: then look into the value.
+    pub fn once(mut self, number: &OpenCommand) -> Self {
+        self.id = Some(number.id());
+        self
+    }
+
     /// How long it may take, retries included; [`DEFAULT_TIMEOUT`] unless set.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -389,12 +431,14 @@ impl<V: Value> CommandRequest<V> {
         let mut is_first = true;
         let reply = loop {
             let left = || self.timeout.saturating_sub(started.elapsed());
-            let open = inner.open(left()).await?;
-            let left = left();
-            let outcome = inner.client.typed_command::<V>(&inner.group, &self.command, Some(open.id()), 0, left).await;
+            let open = if self.id.is_none() { Some(inner.open(left()).await?) } else { None };
+            let (id, left) = (self.id.or(open.as_ref().map(OpenCommand::id)), left());
+            let outcome = inner.client.typed_command::<V>(&inner.group, &self.command, id, 0, left).await;
             match outcome.inspect_err(|error| inner.session.learn_from(error, inner.clock.wall())) {
                 // It did not run, and the next serial has the right time.
-                Err(CommandError::NotHappened(NotHappened::TooFarAhead { .. })) if is_first => is_first = false,
+                Err(CommandError::NotHappened(NotHappened::TooFarAhead { .. })) if is_first && self.id.is_none() => {
+                    is_first = false
+                }
                 outcome => break outcome?,
             }
         };

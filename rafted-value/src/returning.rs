@@ -19,12 +19,14 @@ use tokio::time::Instant;
 use crate::client::Route;
 use crate::group::{Part, UntypedReplica};
 use crate::rpc::{Answer, RequestBody, Seen};
-use crate::status::{Member, Members};
+use crate::status::{Member, Members, ReplicaId};
 use crate::transport::Transport;
-use crate::verdict::{Evidence, Told, Verdict, Word, judge};
+use crate::verdict::{Evidence, Found, Told, Verdict, Word, judge};
 
-/// One round of questions. A leader asks its majority meanwhile.
+/// One round of questions.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the others are waited for once enough have answered: any of them may know more.
+const GRACE: Duration = Duration::from_millis(200);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Between rounds while it waits; it is of no use meanwhile.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
@@ -33,6 +35,7 @@ const MAX_IDLE_PAUSE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Returning {
     pub(crate) replica: UntypedReplica,
+    pub(crate) me: Member,
     pub(crate) told: Told,
     pub(crate) route: Arc<dyn Route>,
     pub(crate) transport: Arc<dyn Transport>,
@@ -41,8 +44,10 @@ pub(crate) struct Returning {
 /// Whom it has met since it started.
 #[derive(Default)]
 struct Acquaintances {
-    /// Nodes that know of this start.
-    heard: BTreeSet<String>,
+    /// Replicas that know of this start.
+    heard: BTreeSet<ReplicaId>,
+    /// Their nodes.
+    heard_at: BTreeSet<String>,
     /// The newest members that anybody knows; its own log may name others.
     members: Members,
 }
@@ -50,88 +55,87 @@ struct Acquaintances {
 impl Returning {
     /// Ends when the replica is set aside or has stopped.
     pub(crate) async fn run(self) {
-        // As long as it waits, none come.
-        let entries = self.replica.stored_entries();
+        if !self.replica.knows_members().await {
+            return;
+        }
+        // As long as it waits, nothing is added.
+        let found = self.replica.found();
         let mut acquainted = Acquaintances::default();
         let mut pause = FIRST_PAUSE;
-        let (mut changes, mut introduced) = (self.replica.status_changes(), self.replica.introduced());
-        // Raft tells of the members in the log a moment after its start.
-        while self.replica.has_log() && self.replica.status().members.position.is_none() {
-            if !changes.changed().await {
-                return;
-            }
-        }
+        let (mut changes, mut met) = (self.replica.status_changes(), self.replica.met());
+        let mut rolled_back = self.replica.rolled_back();
         loop {
-            if let Some(evidence) = self.round(entries, &mut acquainted).await {
+            if let Some(evidence) = self.round(&found, &mut acquainted).await {
                 return self.set_aside(&evidence).await;
             }
             let waits = self.replica.part() == Part::Waits;
-            if !waits && self.whom_to_ask(&acquainted).is_empty() {
-                // Somebody may be added.
-                pause = FIRST_PAUSE;
-                if !changes.changed().await {
-                    return;
-                }
-                continue;
-            }
-            let rest = tokio::time::sleep(pause.mul_f64(crate::runtime::random_range(0.5..1.0)));
+            // Else until somebody is added, or says where it is.
+            let is_needed = waits || !self.whom_to_ask(&acquainted).is_empty();
+            let rest = pause.mul_f64(crate::runtime::random_range(0.5..1.0));
             tokio::select! {
                 biased;
-                met = introduced.changed(), if waits => if met.is_err() { return },
-                is_running = changes.changed(), if waits => if !is_running { return },
-                () = rest => {}
+                // Another group's replica has learned it.
+                // It is told once.
+                told = rolled_back.changed() => {
+                    drop(told);
+                    return self.stop().await;
+                }
+                met = met.changed() => if met.is_err() { return },
+                is_running = changes.changed() => if !is_running { return },
+                () = tokio::time::sleep(rest), if is_needed => {}
             }
-            pause = (pause * 2).min(if waits { MAX_PAUSE } else { MAX_IDLE_PAUSE });
+            let longest = if waits { MAX_PAUSE } else { MAX_IDLE_PAUSE };
+            pause = if is_needed { (pause * 2).min(longest) } else { FIRST_PAUSE };
         }
     }
 
-    async fn round(&self, entries: u64, acquainted: &mut Acquaintances) -> Option<Evidence> {
+    async fn round(&self, found: &Found, acquainted: &mut Acquaintances) -> Option<Evidence> {
         let waits = self.replica.part() == Part::Waits;
         let asked = self.whom_to_ask(acquainted).into_iter();
         let mut answers: FuturesUnordered<_> = asked.map(|node| self.ask(node)).collect();
-        let end = Instant::now() + PATIENCE;
+        let mut end = Instant::now() + PATIENCE;
         let mut words = Vec::new();
         while let Ok(Some(answer)) = tokio::time::timeout_at(end, answers.next()).await {
             let Some(word) = answer else { continue };
-            acquainted.heard.insert(word.node.clone());
             if word.members.position > acquainted.members.position {
                 acquainted.members = word.members.clone();
             }
+            if !word.knows_more {
+                acquainted.heard.insert(word.from);
+                acquainted.heard_at.insert(word.node.clone());
+            }
             words.push(word);
-            match self.judge(entries, &words) {
+            match self.judge(found, &words) {
                 Verdict::RolledBack(evidence) => return Some(evidence),
-                // A leader knows the most; as long as it may still answer, it is waited for.
-                Verdict::TakesPart if words.iter().any(|word| word.entries.is_some()) => break,
-                Verdict::TakesPart | Verdict::Waits => {}
+                Verdict::TakesPart => end = end.min(Instant::now() + GRACE),
+                Verdict::Waits => {}
             }
         }
-        if waits && self.judge(entries, &words) == Verdict::TakesPart {
+        if waits && self.judge(found, &words) == Verdict::TakesPart {
             self.replica.take_part();
         }
         None
     }
 
-    fn judge(&self, entries: u64, words: &[Word]) -> Verdict {
+    fn judge(&self, found: &Found, words: &[Word]) -> Verdict {
         // Once it takes part, it gets entries while it asks.
-        let entries = if self.replica.part() == Part::Waits { entries } else { u64::MAX };
-        let status = self.replica.status();
-        judge(status.replica, entries, &status.members, &self.told, words)
+        let entries = if self.replica.part() == Part::Waits { found.entries } else { u64::MAX };
+        judge(&Found { entries, ..found.clone() }, &self.told, words)
     }
 
-    /// The nodes of all other members that it knows of; once it takes part, of those that have not said anything yet.
+    /// The nodes of all other members that it knows of, of those of whom it was told and of those that it has met; once it
+    /// takes part, without those that have heard of this start.
     fn whom_to_ask(&self, acquainted: &Acquaintances) -> BTreeSet<String> {
         let status = self.replica.status();
-        let others = status.members.replicas.iter().chain(&acquainted.members.replicas);
-        let others = others.filter(|(id, _)| **id != status.replica);
-        let mut nodes: BTreeSet<String> = others.map(|(_, member)| self.learn(member)).collect();
-        if status.members.position.is_none() {
-            let (Told::Founders(told) | Told::Sponsors(told)) = &self.told;
-            nodes.extend(told.iter().cloned());
-        }
-        let leader = self.replica.introduced().borrow().clone();
-        nodes.extend(leader.map(|leader| self.learn(&leader)));
         let waits = self.replica.part() == Part::Waits;
-        nodes.retain(|node| node != self.route.here() && (waits || !acquainted.heard.contains(node)));
+        let members = status.members.replicas.iter().chain(&acquainted.members.replicas);
+        let members = members.filter(|(id, _)| **id != status.replica && (waits || !acquainted.heard.contains(id)));
+        let mut nodes: BTreeSet<String> = members.map(|(_, member)| self.learn(member)).collect();
+        let (Told::Founders(told) | Told::Sponsors(told)) = &self.told;
+        let met = self.replica.met().borrow().clone();
+        let others = told.iter().cloned().chain(met.values().map(|member| self.learn(member)));
+        nodes.extend(others.filter(|node| waits || !acquainted.heard_at.contains(node)));
+        nodes.remove(self.route.here());
         nodes
     }
 
@@ -144,15 +148,16 @@ impl Returning {
     /// later one, and the answer been lost.
     async fn ask(&self, node: String) -> Option<Word> {
         let (own, start) = self.replica.this_start();
+        let body = |after| RequestBody::Returned { node: own, start, after, asker: self.me.clone() };
         let mut after = None;
         loop {
-            let seen = self.call(&node, RequestBody::Returned { node: own, start, after }).await?;
+            let seen = self.call(&node, body(after)).await?;
             let word = |knows_more| Word {
                 from: seen.replica,
                 node: node.clone(),
                 knows_more,
                 members: seen.members.clone(),
-                entries: seen.entries,
+                told: seen.told,
             };
             match seen.start {
                 Some(known) if known == start => return Some(word(false)),
@@ -182,6 +187,11 @@ impl Returning {
             }
         }
         tracing::error!(group, "this directory was rolled back to an older copy; wipe it, and the node joins as new");
+        self.stop().await;
+    }
+
+    async fn stop(&self) {
+        let group = &self.replica.spec().group;
         if let Err(error) = self.replica.set_aside().await {
             tracing::error!(group, %error, "that this directory was rolled back could not be written down");
         }

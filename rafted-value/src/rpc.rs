@@ -128,8 +128,10 @@ pub(crate) enum RequestBody {
         node: u64,
         start: Start,
         after: Option<Start>,
+        /// Where I am: the receiver may wait for somebody to ask.
+        asker: Member,
     },
-    /// From a leader whom the receiver does not answer: this is where I am.
+    /// To a member that does not answer, or that does not lead although nobody does: this is where I am.
     Introduce(Member),
 }
 
@@ -329,8 +331,9 @@ impl RequestBody {
                 writer.u8(30);
                 writer.u64(*replica);
             }
-            Self::Returned { node, start, after } => {
+            Self::Returned { node, start, after, asker } => {
                 returning::write_returned(writer, 31, *node, *start, *after);
+                asker.write(writer);
             }
             Self::Introduce(member) => {
                 writer.u8(32);

@@ -525,16 +525,12 @@ impl SnapshotStore {
                 self.replace(file, old);
                 Ok(())
             }
-            // It was not even queued.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(error) => {
                 if let Some(file) = file {
                     file.keep(false);
                 }
-                Ok(())
+                if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
             }
-            // What a write or sync that failed has left on the disk is not known: the next start may find that the log
-            // points to the file, and removes it otherwise.
-            Err(error) => Err(error),
         }
     }
 

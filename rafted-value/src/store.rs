@@ -49,6 +49,8 @@ struct Inner {
     node: Mutex<NodeFile>,
     /// The starts of this directory, which are what they are.
     starts: Starts,
+    /// Whether members of a group know more of this directory than is in it.
+    rolled_back: watch::Sender<bool>,
     /// As in `node`: the latest starts of other nodes.
     seen: Mutex<BTreeMap<u64, Start>>,
     /// Promises that are yet to be written.
@@ -248,6 +250,7 @@ impl Store {
                 name,
                 node_id,
                 starts,
+                rolled_back: watch::Sender::new(false),
                 seen,
                 node,
                 promises,
@@ -298,6 +301,9 @@ impl Store {
         incarnation: u64,
         detail: Vec<u8>,
     ) -> Result<ReplicaId, StoreError> {
+        if *self.inner.rolled_back.borrow() {
+            return Err(StoreError::RolledBack { path: self.dir() });
+        }
         let replica = ReplicaId::random();
         let record =
             ReplicaRecord { replica: replica.get(), group: group.to_owned(), incarnation, detail: Bytes::from(detail) };
@@ -437,6 +443,10 @@ impl Store {
     async fn synced(&self, done: oneshot::Receiver<io::Result<()>>) -> Result<(), StoreError> {
         let result = done.await.unwrap_or_else(|_| Err(io::Error::other("the log has stopped")));
         result.map_err(|error| StoreError::Io { path: self.wal_dir(), error })
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.inner.files.as_ref().map(|files| files.dir.clone()).unwrap_or_default()
     }
 
     fn wal_dir(&self) -> PathBuf {

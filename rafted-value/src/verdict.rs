@@ -2,12 +2,13 @@
 //!
 //! A directory that was rolled back has forgotten votes and entries that others count on; its replica must neither vote
 //! nor take entries. Others know two things of a directory: its latest start (`starts.rs`), which every start tells all
-//! members, and, the leader, how many entries the replica has said to have. Both refute; nobody can prove. So a replica
-//! takes part once as many other voters as make a majority with it have been asked and none refutes it: a group has no
-//! use for it before in any case. A start is missed only if all members to which it was told are down.
+//! members, and, whoever leads or led, how many entries the replica has said to have. Both refute; nobody can prove. So a
+//! replica takes part once as many other voters as make a majority with it have been asked and none refutes it: without a
+//! majority the group would do nothing in any case. What is missed: a start of which all that heard are down, a copy that
+//! lacks nothing but votes of the start in which it was taken, and a copy from a time when the group had no other member.
 //!
-//! A leader counts only if a majority has confirmed it after it was asked. A deposed one may remember entries that its
-//! successor has replaced; while a leader is confirmed, there has been no successor.
+//! What a leader of term T was told holds for ever for a replica whose latest vote is of T or an earlier term: entries that
+//! it has said in T to have could only be replaced by the leader of a later term, and its vote is written before.
 
 use std::collections::BTreeSet;
 
@@ -23,9 +24,27 @@ pub(crate) struct Word {
     pub(crate) knows_more: bool,
     /// The members as it knows them.
     pub(crate) members: Members,
-    /// From a leader that a majority has confirmed after it was asked: so many entries are in the replica's log, as the
-    /// replica has said itself in this leader's term.
-    pub(crate) entries: Option<u64>,
+    /// What the replica has told it as its leader.
+    pub(crate) told: Option<ToldLeader>,
+}
+
+/// So many entries the replica has said to have, in this term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ToldLeader {
+    pub(crate) term: u64,
+    pub(crate) entries: u64,
+}
+
+/// The replica as it was when it started.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) replica: ReplicaId,
+    /// Entries in its log, with those in its snapshot.
+    pub(crate) entries: u64,
+    /// Of its latest vote; 0 without one.
+    pub(crate) term: u64,
+    /// The newest members in its log, and the newest that it knows to be committed.
+    pub(crate) members: [Members; 2],
 }
 
 /// Who is asked where no membership is known, besides the replica itself.
@@ -55,28 +74,37 @@ pub(crate) enum Evidence {
     Entries { node: String, said: u64, found: u64 },
 }
 
-/// Judges replica `me`, whose log holds `entries` entries and says that `own` are the members.
-pub(crate) fn judge(me: ReplicaId, entries: u64, own: &Members, told: &Told, words: &[Word]) -> Verdict {
-    if let Some(evidence) = words.iter().find_map(|word| refute(word, entries)) {
+/// Judges a replica.
+pub(crate) fn judge(found: &Found, told: &Told, words: &[Word]) -> Verdict {
+    if let Some(evidence) = words.iter().find_map(|word| refute(word, found)) {
         return Verdict::RolledBack(evidence);
     }
+    let me = found.replica;
     // The own log may be long behind, and those that it names gone. One that leaves this replica out has no say for it.
-    let known = words.iter().map(|word| &word.members).filter(|members| members.replicas.contains_key(&me));
-    let newest = known.chain([own]).max_by_key(|members| members.position).filter(|members| members.position.is_some());
+    let said = words.iter().map(|word| &word.members).filter(|members| members.replicas.contains_key(&me));
+    let known = said.chain(&found.members).filter(|members| members.position.is_some());
+    let newest = known.clone().max_by_key(|members| members.position);
+    // A change that a lost leader left uncommitted may be known here only; the group goes by the one before it.
+    let committed = known.filter(|members| members.committed).max_by_key(|members| members.position);
     let is_enough = match newest {
-        Some(members) => members.voters.iter().all(|set| has_majority(me, set, words)),
-        // A leader that does not count it as a member does not count its votes either.
-        None => words.iter().any(|word| word.entries.is_some()) || have_spoken(told, words),
+        Some(newest) => {
+            [Some(newest), committed].into_iter().flatten().any(|members| have_majorities(me, members, words))
+        }
+        None => have_spoken(told, words),
     };
     if is_enough { Verdict::TakesPart } else { Verdict::Waits }
 }
 
-fn refute(word: &Word, found: u64) -> Option<Evidence> {
+fn refute(word: &Word, found: &Found) -> Option<Evidence> {
     if word.knows_more {
         return Some(Evidence::Start { node: word.node.clone() });
     }
-    let said = word.entries.filter(|&said| said > found)?;
-    Some(Evidence::Entries { node: word.node.clone(), said, found })
+    let said = word.told.filter(|told| told.term >= found.term && told.entries > found.entries)?;
+    Some(Evidence::Entries { node: word.node.clone(), said: said.entries, found: found.entries })
+}
+
+fn have_majorities(me: ReplicaId, members: &Members, words: &[Word]) -> bool {
+    members.voters.iter().all(|set| has_majority(me, set, words))
 }
 
 fn has_majority(me: ReplicaId, set: &BTreeSet<ReplicaId>, words: &[Word]) -> bool {

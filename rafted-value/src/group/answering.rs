@@ -88,8 +88,8 @@ impl UntypedReplica {
                 self.change(change, within.min(timeout)).await.into()
             }
             RequestBody::Seat { replica } => self.seat(replica).await,
-            RequestBody::Returned { node, start, after } if self.inner.is_alone => match request.envelope.from {
-                Some(from) => self.seen(from, node, start, after).await,
+            RequestBody::Returned { node, start, after, asker } if self.inner.is_alone => match request.envelope.from {
+                Some(from) => self.seen(from, node, start, after, asker).await,
                 None => Answer::WrongReplica,
             },
             RequestBody::Introduce(leader) if self.inner.is_alone && exact => self.meet(leader),

@@ -11,7 +11,7 @@ use super::{Part, UntypedReplica};
 use crate::config::GroupConfig;
 use crate::openraft_types::Types;
 use crate::openraft_types::{members_of, position};
-use crate::status::{ReplicaId, Role, Status};
+use crate::status::{Members, ReplicaId, Role, Status};
 
 type Metrics = openraft::RaftMetrics<Types>;
 
@@ -53,6 +53,15 @@ impl UntypedReplica {
             config_awaits_restart: self.inner.core_config.needs_restart_for(&config),
             config: GroupConfig::clone(&config),
         }
+    }
+}
+
+impl UntypedReplica {
+    /// The newest members in its log, and the newest that it knows to be committed.
+    pub(super) fn known_members(&self) -> [Members; 2] {
+        let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
+        let (effective, committed) = (&metrics.membership_config, &metrics.committed_membership_config);
+        [members_of(effective, committed), members_of(committed, committed)]
     }
 }
 

@@ -96,6 +96,10 @@ fn ask_vote(term: u64) -> RequestBody {
     RequestBody::Vote { vote: vote(term, OTHER, false), last: Some(log_id(1, 5)), transfer: false }
 }
 
+fn asker() -> Member {
+    Member { name: "n2".into(), node: 4, zone: String::new(), decided_at: 0, addresses: Vec::new() }
+}
+
 async fn send(replica: &UntypedReplica, envelope: Envelope, body: RequestBody) -> Answer {
     let answer = replica.handle(Request { envelope, body }.encode(), Duration::from_secs(5)).await;
     Answer::decode(answer).unwrap()
@@ -283,12 +287,12 @@ async fn one_that_waits_says_nothing_that_counts_and_tells_what_it_has_seen() {
     assert_eq!((replica.status().role, replica.status().term), (Role::Returning, 0));
     let start = |boot| Start { boot, number: boot };
     for (boot, after, known) in [(3, None, 3), (4, None, 3), (4, Some(3), 4)] {
-        let returned = RequestBody::Returned { node: 4, start: start(boot), after: after.map(start) };
+        let returned = RequestBody::Returned { node: 4, start: start(boot), after: after.map(start), asker: asker() };
         let seen = Seen {
             replica: replica.spec().replica,
             start: Some(start(known)),
             members: replica.status().members,
-            entries: None,
+            told: None,
         };
         assert_eq!(send(&replica, envelope(&replica), returned).await, Answer::Seen(seen), "{boot}");
     }
@@ -314,7 +318,7 @@ async fn one_that_was_rolled_back_never_answers_and_its_directory_is_not_opened_
     let (store, replica) = replica_as(Part::Waits, dir.path()).await;
     replica.set_aside().await.unwrap();
     assert_eq!(replica.status().role, Role::RolledBack);
-    let returned = RequestBody::Returned { node: 4, start: Start { boot: 1, number: 1 }, after: None };
+    let returned = RequestBody::Returned { node: 4, start: Start { boot: 1, number: 1 }, after: None, asker: asker() };
     for body in [ask_vote(2), returned] {
         assert_eq!(send(&replica, envelope(&replica), body).await, Answer::WrongReplica);
     }

@@ -4,6 +4,7 @@ use super::{RequestBody, read_bool};
 use crate::codec::{Malformed, Reader, Writer};
 use crate::starts::Start;
 use crate::status::{LogPosition, Member, Members, ReplicaId};
+use crate::verdict::ToldLeader;
 
 /// What a replica knows of the directory of another one's node, and of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +15,8 @@ pub(crate) struct Seen {
     pub(crate) start: Option<Start>,
     /// The members as it knows them.
     pub(crate) members: Members,
-    /// From a leader that a majority has just confirmed: how many entries the asking replica has said to have.
-    pub(crate) entries: Option<u64>,
+    /// What the asking replica has told it as its leader.
+    pub(crate) told: Option<ToldLeader>,
 }
 
 pub(super) fn write_returned(writer: &mut Writer, kind: u8, node: u64, start: Start, after: Option<Start>) {
@@ -26,14 +27,18 @@ pub(super) fn write_returned(writer: &mut Writer, kind: u8, node: u64, start: St
 }
 
 pub(super) fn read_returned(reader: &mut Reader) -> Result<RequestBody, Malformed> {
-    Ok(RequestBody::Returned { node: reader.u64()?, start: read_start(reader)?, after: reader.option(read_start)? })
+    let (node, start, after) = (reader.u64()?, read_start(reader)?, reader.option(read_start)?);
+    Ok(RequestBody::Returned { node, start, after, asker: Member::read(reader)? })
 }
 
 pub(super) fn write_seen(writer: &mut Writer, kind: u8, seen: &Seen) {
     writer.u8(kind);
     writer.u64(seen.replica.get());
     writer.option(seen.start, write_start);
-    writer.option(seen.entries, Writer::u64);
+    writer.option(seen.told, |writer, told| {
+        writer.u64(told.term);
+        writer.u64(told.entries);
+    });
     let members = &seen.members;
     writer.option(members.position, |writer, position| {
         writer.u64(position.term);
@@ -55,7 +60,7 @@ pub(super) fn write_seen(writer: &mut Writer, kind: u8, seen: &Seen) {
 pub(super) fn read_seen(reader: &mut Reader) -> Result<Seen, Malformed> {
     let replica = read_id(reader)?;
     let start = reader.option(read_start)?;
-    let entries = reader.option(Reader::u64)?;
+    let told = reader.option(|reader| Ok(ToldLeader { term: reader.u64()?, entries: reader.u64()? }))?;
     let position = reader.option(|reader| Ok(LogPosition { term: reader.u64()?, index: reader.u64()? }))?;
     let mut members = Members { position, committed: read_bool(reader)?, ..Members::default() };
     for _ in 0..reader.count(4)? {
@@ -65,7 +70,7 @@ pub(super) fn read_seen(reader: &mut Reader) -> Result<Seen, Malformed> {
     for _ in 0..reader.count(8)? {
         members.replicas.insert(read_id(reader)?, Member::read(reader)?);
     }
-    Ok(Seen { replica, start, members, entries })
+    Ok(Seen { replica, start, members, told })
 }
 
 fn write_start(writer: &mut Writer, start: Start) {

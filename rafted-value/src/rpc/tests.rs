@@ -61,11 +61,12 @@ fn requests() -> Vec<RequestBody> {
         change(Change::ReplaceLeader { name: Some("n3".into()) }),
         change(Change::ReplaceLeader { name: None }),
         RequestBody::Seat { replica: 5 },
-        RequestBody::Returned { node: 6, start: Start { boot: 7, number: 8 }, after: None },
+        RequestBody::Returned { node: 6, start: Start { boot: 7, number: 8 }, after: None, asker: member() },
         RequestBody::Returned {
             node: 6,
             start: Start { boot: 7, number: 8 },
             after: Some(Start { boot: 6, number: 9 }),
+            asker: member(),
         },
         RequestBody::Introduce(member()),
     ]
@@ -130,12 +131,7 @@ fn answers() -> Vec<Answer> {
         Answer::NotYet,
         Answer::Ended { incarnation: 4 },
         Answer::Seat { member: true },
-        Answer::Seen(Seen {
-            replica: id_of(1),
-            start: None,
-            members: crate::status::Members::default(),
-            entries: None,
-        }),
+        Answer::Seen(Seen { replica: id_of(1), start: None, members: crate::status::Members::default(), told: None }),
         Answer::Seen(Seen {
             replica: id_of(2),
             start: Some(Start { boot: 3, number: 4 }),
@@ -145,7 +141,7 @@ fn answers() -> Vec<Answer> {
                 position: Some(crate::status::LogPosition { term: 5, index: 6 }),
                 committed: true,
             },
-            entries: Some(5),
+            told: Some(crate::verdict::ToldLeader { term: 5, entries: 7 }),
         }),
     ]
     .into_iter()
@@ -284,7 +280,7 @@ fn the_bytes_of_every_answer_are_these() {
         01210400000000000000
         012001
         01220100000000000000000000000000000000000000
-        012202000000000000000103000000000000000400000000000000010500000000000000010500000000000000060000000000000001020000000200000004000000000000000500000000000000010000000600000000000000010000000300000000000000020000006e310400000000000000010000007a060000000000000002000000040700000a581b000006010000000000000000000000b80d0120bb010000
+        0122020000000000000001030000000000000004000000000000000105000000000000000700000000000000010500000000000000060000000000000001020000000200000004000000000000000500000000000000010000000600000000000000010000000300000000000000020000006e310400000000000000010000007a060000000000000002000000040700000a581b000006010000000000000000000000b80d0120bb010000
         011e01020000006e31
         011e02020000006e3102000000020000006e32020000006e33
         011e03020000006e31

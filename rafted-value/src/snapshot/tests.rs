@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::disk::RealDisk;
-use crate::disk::faulty::{Fault, FaultyDisk};
 use crate::openraft_types::{StoredMembership, log_id};
 use crate::pieces::{PieceReader, PieceWriter};
 use crate::value::Value;
@@ -69,22 +68,19 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 async fn store(dir: &Path) -> SnapshotStore {
-    let threads = Threads::Pool(tokio::runtime::Handle::current());
-    store_on(Arc::new(RealDisk), dir, WalConfig::default(), threads).await
-}
-
-async fn store_on(disk: Arc<dyn Disk>, dir: &Path, config: WalConfig, threads: Threads) -> SnapshotStore {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let (wal_dir, snapshots) = (dir.join("wal"), dir.join("snapshots"));
     for path in [&wal_dir, &snapshots] {
         disk.create_dir_all(path).unwrap();
     }
-    let wal = Wal::open(disk.clone(), &wal_dir, config).unwrap();
+    let wal = Wal::open(disk.clone(), &wal_dir, WalConfig::default()).unwrap();
     if wal.replicas().is_empty() {
         let (done, created) = tokio::sync::oneshot::channel();
         let record = ReplicaRecord { replica: REPLICA, group: "g".into(), incarnation: 0, detail: Bytes::new() };
         wal.create(record, Box::new(move |result| drop(done.send(result))));
         created.await.unwrap().unwrap();
     }
+    let threads = Threads::Pool(tokio::runtime::Handle::current());
     SnapshotStore::new(REPLICA, wal, Some((disk, snapshots)), threads)
 }
 
@@ -109,35 +105,6 @@ async fn a_small_snapshot_lives_in_the_log_and_a_large_one_in_a_file() {
         eventually("the old file goes", || file_names(&snapshots).len() == files).await;
         assert!(file_names(&snapshots).iter().all(|name| name.ends_with(".snap")));
         store.wal.close();
-    }
-}
-
-/// A write or sync that fails may have reached the disk all the same, the record that points to the file included.
-#[tokio::test(start_paused = true)]
-async fn whatever_fails_while_a_snapshot_is_saved_the_next_start_finds_one() {
-    let dir = Path::new("/data");
-    let config = || WalConfig::default().with_segment_bytes(256 * 1024);
-    for at in 0.. {
-        let disk = FaultyDisk::default();
-        let store = store_on(Arc::new(disk.clone()), dir, config(), Threads::Simulated).await;
-        store.save(content(1, 20_000)).await.unwrap();
-        disk.fail_at(disk.operations() + at, Fault::Fail);
-        let saved = store.save(content(2, 20_000)).await;
-        // In time that nobody waits for: files that are taken to be of no use go.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let reopened = disk.reopen();
-        drop(store);
-        let store = store_on(Arc::new(reopened), dir, config(), Threads::Simulated).await;
-        let found = store.load(&factory()).unwrap_or_else(|error| panic!("operation {at}: {error}"));
-        let last = found.unwrap().0.meta.last_log_id;
-        assert!(
-            last == Some(log_id(1, 2)) || (saved.is_err() && last == Some(log_id(1, 1))),
-            "operation {at}: {last:?}"
-        );
-        if saved.is_ok() && !disk.has_failed() {
-            assert!(at > 4, "a file, its sync, its name, the log");
-            return;
-        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the store knows of its own starts, and of those of other nodes.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::{MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 
 use super::Store;
 use crate::error::StoreError;
@@ -46,23 +47,20 @@ impl Store {
         if known != after {
             return Ok(known);
         }
-        let mut known = None;
-        let mut is_full = false;
         self.update_node(|node| {
-            is_full = node.seen.len() >= MAX_SEEN && !node.seen.contains_key(&node_id);
-            if node.seen.get(&node_id).copied() == after && !is_full {
+            if node.seen.get(&node_id).copied() == after {
                 node.seen.insert(node_id, start);
             }
-            known = node.seen.get(&node_id).copied();
+            while node.seen.len() > MAX_SEEN {
+                // Directories that were wiped soon after they were made, rather than one that somebody may still use.
+                let others = node.seen.iter().filter(|(id, _)| **id != node_id);
+                let Some((&least, _)) = others.min_by_key(|(_, start)| start.boot) else { break };
+                node.seen.remove(&least);
+            }
         })?;
-        if is_full {
-            let error = io::Error::other(format!("the starts of {MAX_SEEN} other nodes are remembered already"));
-            return Err(StoreError::Io { path: self.wal_dir(), error });
-        }
-        if let Some(known) = known {
-            self.lock_seen().insert(node_id, known);
-        }
-        Ok(known)
+        let node = self.lock_node();
+        self.lock_seen().clone_from(&node.seen);
+        Ok(node.seen.get(&node_id).copied())
     }
 
     fn seen(&self, node_id: u64) -> Option<Start> {
@@ -73,8 +71,19 @@ impl Store {
         self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that this directory was rolled back: it is not opened again.
+    /// Whether this directory was rolled back.
+    pub(crate) fn rolled_back(&self) -> watch::Receiver<bool> {
+        self.inner.rolled_back.subscribe()
+    }
+
+    /// Whether it keeps something that could be put back.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.inner.files.is_some()
+    }
+
+    /// Remembers that this directory was rolled back: its replicas stop, and it is not opened again.
     pub(crate) async fn note_rolled_back(&self) -> Result<(), StoreError> {
+        self.inner.rolled_back.send_replace(true);
         self.update_node_file(|node| node.rolled_back = true).await
     }
 

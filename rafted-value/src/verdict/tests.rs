@@ -26,16 +26,20 @@ fn members(voters: &[&[u64]]) -> Members {
 /// Nothing is known against the directory.
 fn word(from: u64) -> Word {
     let (node, members) = (format!("n{from}"), Members::default());
-    Word { from: id(from), node, knows_more: false, members, entries: None }
+    Word { from: id(from), node, knows_more: false, members, told: None }
 }
 
-fn led(from: u64, entries: u64, members: Members) -> Word {
-    Word { members, entries: Some(entries), ..word(from) }
+fn led(from: u64, term: u64, entries: u64) -> Word {
+    Word { told: Some(ToldLeader { term, entries }), ..word(from) }
 }
 
-/// As replica 1 with 10 entries.
+/// Replica 1 with 10 entries and a vote of term 5.
+fn found(members: [Members; 2]) -> Found {
+    Found { replica: id(1), entries: 10, term: 5, members }
+}
+
 fn verdict(own: &Members, words: &[Word]) -> Verdict {
-    judge(id(1), 10, own, &Told::Sponsors(BTreeSet::new()), words)
+    judge(&found([own.clone(), own.clone()]), &Told::Sponsors(BTreeSet::new()), words)
 }
 
 #[test]
@@ -76,12 +80,24 @@ fn one_that_knows_more_is_enough_to_refute() {
 }
 
 #[test]
-fn a_leader_knows_how_many_entries_there_were() {
+fn whoever_led_knows_how_many_entries_there_were() {
     let own = members(&[&[1, 2, 3]]);
-    assert_eq!(verdict(&own, &[led(2, 10, own.clone())]), Verdict::TakesPart);
-    assert_eq!(verdict(&own, &[led(2, 3, own.clone())]), Verdict::TakesPart, "its successor was sent less so far");
-    let expected = Verdict::RolledBack(Evidence::Entries { node: "n2".into(), said: 11, found: 10 });
-    assert_eq!(verdict(&own, &[word(3), led(2, 11, own.clone())]), expected);
+    let refuted = Verdict::RolledBack(Evidence::Entries { node: "n2".into(), said: 11, found: 10 });
+    assert_eq!(verdict(&own, &[led(2, 5, 10)]), Verdict::TakesPart);
+    assert_eq!(verdict(&own, &[led(2, 7, 3)]), Verdict::TakesPart, "this leader was told of less so far");
+    assert_eq!(verdict(&own, &[word(3), led(2, 5, 11)]), refuted);
+    assert_eq!(verdict(&own, &[led(2, 9, 11), word(3)]), refuted, "its vote is forgotten, too");
+    assert_eq!(verdict(&own, &[led(2, 4, 11)]), Verdict::TakesPart, "a later leader may have replaced them");
+}
+
+#[test]
+fn a_change_that_may_not_hold_is_no_obstacle() {
+    let (before, change) = (members_at(3, &[&[1, 2, 3]]), members_at(6, &[&[1, 2, 3], &[1, 2, 3, 4, 5]]));
+    let own = [Members { committed: false, ..change }, before];
+    let judged = |words: &[Word]| judge(&found(own.clone()), &Told::Sponsors(BTreeSet::new()), words);
+    assert_eq!(judged(&[]), Verdict::Waits);
+    assert_eq!(judged(&[word(4)]), Verdict::Waits);
+    assert_eq!(judged(&[word(2)]), Verdict::TakesPart);
 }
 
 #[test]
@@ -98,7 +114,7 @@ fn the_newest_members_that_anybody_knows_count() {
 
 #[test]
 fn without_members_those_count_of_whom_it_was_told() {
-    let judged = |told: &Told, words: &[Word]| judge(id(1), 0, &Members::default(), told, words);
+    let judged = |told: &Told, words: &[Word]| judge(&found(Default::default()), told, words);
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     for (others, needed) in [(0, 0), (1, 1), (2, 1), (3, 2), (4, 2)] {
         let told: BTreeSet<String> = (2..2 + others).map(|n| format!("n{n}")).collect();
@@ -113,6 +129,7 @@ fn without_members_those_count_of_whom_it_was_told() {
     assert_eq!(judged(&sponsors, &[word(4)]), Verdict::Waits, "nobody told of that one");
     assert_eq!(judged(&sponsors, &[word(3)]), Verdict::TakesPart);
     let nobody = Told::Sponsors(names(&[]));
-    assert_eq!(judged(&nobody, &[word(2)]), Verdict::Waits, "only a leader can say what it was");
-    assert_eq!(judged(&nobody, &[led(2, 0, members(&[&[2, 3, 4]]))]), Verdict::TakesPart, "nothing of it counts");
+    assert_eq!(judged(&nobody, &[word(2)]), Verdict::Waits);
+    let knows_me = Word { members: members(&[&[1, 2, 3]]), ..word(2) };
+    assert_eq!(judged(&nobody, &[knows_me]), Verdict::TakesPart, "a member says who they are");
 }

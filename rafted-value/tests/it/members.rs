@@ -248,3 +248,22 @@ async fn a_command_waits_for_a_serial_no_longer_than_its_timeout() {
     assert!(matches!(refused, Err(CommandError::NotHappened(NotHappened::NoLeader { .. }))), "{refused:?}");
     site.shutdown().await;
 }
+
+/// The one way in which a caller may ask again after an unknown outcome.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_under_its_callers_number_runs_once_however_often_it_is_asked_for() {
+    let mut site = Site::memory();
+    site.grow(&["n2", "n3"]).await;
+    let replica = site.replica("n1");
+    let number = replica.open_command(PATIENCE).await.unwrap();
+    // Whoever gives up at once does not know.
+    let hasty = replica.command(Command::Add(1)).once(&number).timeout(Duration::from_millis(1)).await;
+    assert!(hasty.is_ok() || hasty.is_err_and(|error| error.is_unknown() || error.is_retryable()));
+    for _ in 0..3 {
+        assert_eq!(replica.command(Command::Add(1)).once(&number).timeout(PATIENCE).await.unwrap(), 1);
+    }
+    let other = replica.open_command(PATIENCE).await.unwrap();
+    assert_eq!(replica.command(Command::Add(1)).once(&other).timeout(PATIENCE).await.unwrap(), 2, "another number");
+    assert_eq!(site.all("n2").await, [1, 1]);
+    site.shutdown().await;
+}

@@ -58,6 +58,18 @@ async fn applied(site: &Site, name: &str, count: usize) {
     eventually("it has all", || local() == Some(count)).await;
 }
 
+async fn is_not_opened_again(dir: &Path, name: &str) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let error = loop {
+        match Store::open(dir, name).await {
+            // Whoever wrote that it was rolled back has yet to let go.
+            Err(StoreError::Locked { .. }) if std::time::Instant::now() < deadline => tokio::task::yield_now().await,
+            opened => break opened.unwrap_err(),
+        }
+    };
+    assert!(matches!(error, StoreError::RolledBack { .. }), "{error}");
+}
+
 async fn is_refused(mut site: Site, name: &str, expected: Vec<i64>) {
     eventually("it is refused", || site.node(name).role() == Role::RolledBack).await;
     let refused = site.replica(name).command(Command::Add(9)).await.unwrap_err();
@@ -68,8 +80,7 @@ async fn is_refused(mut site: Site, name: &str, expected: Vec<i64>) {
     );
     site.stop(name).await;
     let dir = site.dir(name).unwrap();
-    let opened = Store::open(&dir, name).await;
-    assert!(matches!(opened, Err(StoreError::RolledBack { .. })), "{opened:?}");
+    is_not_opened_again(&dir, name).await;
     // As it is told: wiped, it joins as new, and has all.
     std::fs::remove_dir_all(&dir).unwrap();
     let through = site.nodes.keys().next().unwrap().clone();
@@ -188,34 +199,6 @@ async fn one_of_two_takes_part_once_the_other_is_there() {
     site.shutdown().await;
 }
 
-/// Members of a second group answer, those of the first do not: what one replica finds out is true of the directory.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_of_two_groups_is_refused_as_a_whole_by_what_one_of_them_finds_out() {
-    let mut site = three().await;
-    let address = site.node("n3").address();
-    let other = |node: &Node| {
-        let (store, endpoint) = (node.store.clone(), node.endpoint.clone());
-        let builder = Replica::<Journal>::builder("other").member("n3", endpoint.local_address());
-        async move { builder.start(&store, &endpoint).await.unwrap() }
-    };
-    let alone = other(site.node("n3")).await;
-    alone.command(Command::Add(1)).await.unwrap();
-    alone.shutdown().await;
-    site.stop("n3").await;
-    back_up(&site, "n3");
-    restart(&mut site, "n3").await;
-    eventually("it takes part", || site.node("n3").role() == Role::Follower).await;
-    site.stop("n3").await;
-    put_back(&site, "n3");
-    // The group of one has nobody to ask: by itself it would never know.
-    restart(&mut site, "n3").await;
-    eventually("it is refused", || site.node("n3").role() == Role::RolledBack).await;
-    site.stop("n3").await;
-    let opened = Store::open(site.dir("n3").unwrap(), "n3").await;
-    assert!(matches!(opened, Err(StoreError::RolledBack { .. })), "{opened:?} at {address}");
-    site.shutdown().await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_restarts_before_it_is_added_is_added() {
     let mut site = Site::durable();
@@ -228,4 +211,77 @@ async fn a_node_that_restarts_before_it_is_added_is_added() {
     site.replica("n1").add_member("n3", address).timeout(PATIENCE).await.unwrap();
     assert_eq!(site.all("n3").await, [1]);
     site.shutdown().await;
+}
+
+/// When the copy was taken, there was nobody else: only who it is told of now, or meets, can say what came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_from_when_it_was_alone_is_refused() {
+    let mut site = Site::durable();
+    site.grow(&[]).await;
+    site.add("n1", 1).await;
+    site.stop("n1").await;
+    back_up(&site, "n1");
+    site.start("n1", |builder, own| builder.member("n1", own)).await;
+    for name in ["n2", "n3"] {
+        site.join(name, "n1").await;
+    }
+    // Else the first half of the change still needs n1.
+    let is_settled = || {
+        let members = site.replica("n2").status().members;
+        members.voter_ids().len() == 3 && members.committed && !members.is_joint()
+    };
+    eventually("all three vote", is_settled).await;
+    site.replica("n1").replace_leader(Some("n2")).timeout(PATIENCE).await.unwrap();
+    site.stop("n1").await;
+    site.add("n2", 2).await;
+    put_back(&site, "n1");
+    restart(&mut site, "n1").await;
+    is_refused(site, "n1", vec![1, 2]).await;
+}
+
+/// The only other member that is up led when it had more, and no majority confirms that it still does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_refused_by_a_leader_that_has_no_majority_without_it() {
+    let mut site = three().await;
+    let leader = site.leader().await;
+    let others: Vec<_> = ["n1", "n2", "n3"].into_iter().filter(|name| *name != leader).collect();
+    let (down, name) = (others[0], others[1]);
+    applied(&site, name, 3).await;
+    back_up(&site, name);
+    site.stop(down).await;
+    // On the leader and on this one alone.
+    site.add(&leader, 4).await;
+    applied(&site, name, 4).await;
+    site.stop(name).await;
+    put_back(&site, name);
+    restart(&mut site, name).await;
+    eventually("it is refused", || site.node(name).role() == Role::RolledBack).await;
+    restart(&mut site, down).await;
+    is_refused(site, name, vec![1, 2, 3, 4]).await;
+}
+
+/// A directory is one: what the members of one group know ends the replicas of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_group_knows_of_a_directory_holds_for_all_its_groups() {
+    let mut site = three().await;
+    let own = site.node("n3").address();
+    let other = |own| Replica::<Journal>::builder("other").member("n3", own);
+    let node = site.node("n3");
+    let replica = other(own).start(&node.store, &node.endpoint).await.unwrap();
+    replica.command(Command::Add(1)).timeout(PATIENCE).await.unwrap();
+    replica.shutdown().await;
+    site.stop("n3").await;
+    back_up(&site, "n3");
+    restart(&mut site, "n3").await;
+    site.add("n3", 4).await;
+    site.stop("n3").await;
+    put_back(&site, "n3");
+    restart(&mut site, "n3").await;
+    let node = site.node("n3");
+    // This group has nobody else who could know.
+    match other(own).start(&node.store, &node.endpoint).await {
+        Ok(replica) => eventually("it stops", || replica.status().role == Role::RolledBack).await,
+        Err(error) => assert!(error.to_string().contains("rolled back"), "{error}"),
+    }
+    is_refused(site, "n3", vec![1, 2, 3, 4]).await;
 }
