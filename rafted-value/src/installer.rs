@@ -50,8 +50,8 @@ impl Unreadable {
 
 impl Installer {
     /// Answers a sender that has not begun yet.
-    pub(crate) fn offered(&self, vote: Vote, meta: &SnapshotMeta, id: SnapshotId, form: SnapshotForm) -> Answer {
-        if let Some(answer) = self.not_needed(vote, meta) {
+    pub(crate) async fn offered(&self, vote: Vote, meta: &SnapshotMeta, id: SnapshotId, form: SnapshotForm) -> Answer {
+        if let Some(answer) = self.not_needed(vote, meta).await {
             return answer;
         }
         let reason = SnapshotStore::cannot_read(form, self.shared.factory()).or_else(|| self.unreadable.reason(id));
@@ -73,7 +73,7 @@ impl Installer {
         offset: u64,
         body: Box<dyn Body>,
     ) -> Answer {
-        if let Some(answer) = self.not_needed(vote, &meta) {
+        if let Some(answer) = self.not_needed(vote, &meta).await {
             return answer;
         }
         // Judged before openraft sees it: what it has accepted must not turn out to be damaged or unreadable.
@@ -89,20 +89,33 @@ impl Installer {
             Err(ReceiveError::Failed(error)) => return self.stopped(&error),
         };
         match self.raft.install_full_snapshot(vote, openraft::storage::Snapshot { meta, snapshot }).await {
-            Ok(response) => Answer::Snapshot { vote: response.vote },
+            // openraft says so also where it only has the entries, which may not be synced yet.
+            Ok(response) => self.has_it(response.vote).await,
             Err(error) => self.stopped(&error),
         }
     }
 
     /// What openraft would answer without looking at the snapshot: its sender leads no more, or all of it is here.
-    fn not_needed(&self, vote: Vote, meta: &SnapshotMeta) -> Option<Answer> {
+    async fn not_needed(&self, vote: Vote, meta: &SnapshotMeta) -> Option<Answer> {
         let own = self.raft.server_metrics().borrow_watched().vote;
         let applied = *self.shared.applied_count().borrow();
-        if own > vote || applied >= meta.last_log_id.map_or(0, |last| last.index + 1) {
+        if own > vote {
             return Some(Answer::Snapshot { vote: own });
+        }
+        if applied >= meta.last_log_id.map_or(0, |last| last.index + 1) {
+            return Some(self.has_it(own).await);
         }
         let full = || Answer::NotHappened(NotHappened::DiskFull { group: self.group.clone() });
         self.snapshots.is_full().then(full)
+    }
+
+    /// That all of it is here, once it is durable: what is applied may not be synced yet, and a leader never again sends
+    /// what it was told is there.
+    async fn has_it(&self, vote: Vote) -> Answer {
+        match self.snapshots.settle().await {
+            Ok(()) => Answer::Snapshot { vote },
+            Err(error) => self.stopped(&error),
+        }
     }
 
     fn not_readable(&self, id: SnapshotId, reason: String) -> Answer {

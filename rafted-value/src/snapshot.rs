@@ -534,6 +534,13 @@ impl SnapshotStore {
         }
     }
 
+    /// Returns when all that the log was given of this replica is durable.
+    pub(crate) async fn settle(&self) -> io::Result<()> {
+        let (done, settled) = tokio::sync::oneshot::channel();
+        self.wal.settle(self.replica, Box::new(move |result| drop(done.send(result))));
+        settled.await.unwrap_or_else(|_| Err(io::Error::other("the log has stopped")))
+    }
+
     /// The file to which the log points before it points to another.
     fn old_file(&self, new: &str) -> Option<Arc<SnapshotFile>> {
         let pointer = self.pointer().filter(|pointer| !pointer.file.is_empty() && pointer.file != new)?;

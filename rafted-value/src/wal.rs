@@ -207,6 +207,16 @@ impl Wal {
         self.submit(Some(done), |state| push_known(state, replica, &Record::Vote(vote)));
     }
 
+    /// Calls `done` when all that was queued for the replica before is durable.
+    pub(crate) fn settle(&self, replica: u64, done: Done) {
+        self.submit(Some(done), |state| {
+            // The vote once more: there are no batches without a record.
+            let vote = state.index.state(replica).and_then(|state| state.vote);
+            let vote = vote.ok_or_else(|| io::Error::other("a replica that has not voted has nothing to settle"))?;
+            push_known(state, replica, &Record::Vote(vote))
+        });
+    }
+
     /// Saves where the replica's snapshot is, in place of the pointer before. One that is not newer is refused
     /// with `AlreadyExists`: a slow build must not undo a snapshot that was installed meanwhile.
     pub(crate) fn save_snapshot(&self, replica: u64, pointer: SnapshotPointer, done: Done) {

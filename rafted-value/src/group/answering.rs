@@ -94,7 +94,7 @@ impl UntypedReplica {
             },
             RequestBody::Introduce(leader) if self.inner.is_alone && exact => self.meet(leader),
             RequestBody::SnapshotOffer { vote, meta, id, form } if exact => {
-                self.inner.installer.offered(vote, &meta, id, form)
+                self.inner.installer.offered(vote, &meta, id, form).await
             }
             RequestBody::Append(_)
             | RequestBody::Vote { .. }

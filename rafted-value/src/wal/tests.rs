@@ -439,6 +439,30 @@ fn the_thread_writes_closes_and_restarts_on_a_real_disk() {
 }
 
 #[test]
+fn what_was_queued_is_settled_when_it_is_durable_and_never_after_a_failure() {
+    let disk = FaultyDisk::default();
+    let (wal, mut appender) = open(&disk);
+    wal.create(replica(1), nobody());
+    wal.save_vote(1, VoteRecord { term: 1, voted_for: 1, committed: true }, nobody());
+    let settled = |wal: &Wal| {
+        let (told, tell) = mpsc::channel();
+        wal.settle(1, Box::new(move |result| told.send(result.is_ok()).unwrap()));
+        tell
+    };
+    for (index, fails) in [(0, false), (1, true)] {
+        wal.append(1, vec![entry(1, index, b"x")], nobody());
+        let tell = settled(&wal);
+        assert!(tell.try_recv().is_err(), "nothing is written yet");
+        if fails {
+            disk.fail_at(disk.operations(), Fault::Fail);
+        }
+        while let Step::Wrote = appender.step() {}
+        assert_eq!(tell.try_recv(), Ok(!fails));
+    }
+    assert_eq!(settled(&wal).try_recv(), Ok(false));
+}
+
+#[test]
 fn dropping_the_last_clone_writes_what_was_queued() {
     let disk = FaultyDisk::default();
     let wal = Wal::open(Arc::new(disk.clone()), Path::new(DIR), config()).unwrap();
