@@ -57,7 +57,7 @@ pub(crate) enum Event {
     Cut,
     /// And could still be heard, or hear.
     CutOneWay,
-    /// A message came late, or twice, or not at all.
+    /// A message came late, or (if it was no command) twice, or not at all.
     MessageLate,
     MessageTwice,
     MessageLost,

@@ -183,7 +183,9 @@ impl Network {
         self.observe(from, to, &request);
         let (network, from, to) = (self.clone(), from.to_owned(), to.to_owned());
         let (answer, answered) = oneshot::channel();
-        if body.is_none() && self.is_doubled() {
+        // No transport delivers a command twice: that one which was refused has not happened depends on it.
+        let is_command = matches!(Request::decode(request.clone()).map(|it| it.body), Ok(RequestBody::Command(_)));
+        if body.is_none() && !is_command && self.is_doubled() {
             let (network, from, to, request) = (network.clone(), from.clone(), to.clone(), request.clone());
             self.scope.spawn(async move { drop(network.deliver(&from, &to, request, None).await) });
         }

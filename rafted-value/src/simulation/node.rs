@@ -205,6 +205,14 @@ impl Node {
         Some(Member { name: self.name.clone(), node, zone: String::new(), decided_at, addresses: Vec::new() })
     }
 
+    /// The last index of its replica's log, or of the snapshot that stands for it.
+    pub(crate) fn log_end(&self) -> Option<(ReplicaId, Option<u64>)> {
+        let id = self.id()?;
+        let state = self.running.as_ref()?.store.wal().state(id.get())?;
+        let of_snapshot = state.snapshot.and_then(|pointer| pointer.position);
+        Some((id, state.last.max(state.last_purged).max(of_snapshot).map(|position| position.index)))
+    }
+
     /// The last index that its value has applied, the list's length and its hash.
     pub(crate) fn state(&self) -> Option<(u64, u64, u64)> {
         self.replica()?.read_local(|chain: &Chain, context| (context.index(), chain.items.len() as u64, chain.hash))

@@ -23,7 +23,7 @@ use crate::config::GroupConfig;
 use crate::disk::faulty::Fault;
 use crate::group::UntypedReplica;
 use crate::runtime::Scope;
-use crate::status::{LogPosition, Role};
+use crate::status::{LogPosition, Role, Status};
 
 const NODES: usize = 5;
 const CLIENTS: usize = 3;
@@ -194,6 +194,7 @@ impl World {
                 truth.leads(status.term, status.replica.get());
                 if Some(status.term) >= truth.newest_term() {
                     truth.judge(&node.name, |ledger, _| ledger.sees_newest_leader(status.last_log_index));
+                    self.check_matched(&status)?;
                 }
             }
             let segment_use = running.store.wal().active_use();
@@ -207,6 +208,17 @@ impl World {
                 truth.count(Event::DiskFull);
             }
             truth.count_many(Event::SegmentRolled, segment_use.saturating_sub(before.segment_use.max(1)));
+        }
+        Ok(())
+    }
+
+    /// What the newest leader was told is in a replica's log is there, also after a restart.
+    fn check_matched(&self, leader: &Status) -> Result<(), String> {
+        for (replica, last) in self.nodes.iter().filter_map(Node::log_end) {
+            let matched = leader.matched.get(&replica).copied().flatten();
+            if matched > last {
+                return Err(format!("the leader takes {replica} to have entry {matched:?}, its log ends at {last:?}"));
+            }
         }
         Ok(())
     }
