@@ -42,7 +42,8 @@ pub(crate) async fn run(
             });
             continue;
         }
-        for proposal in waiting.drain(..) {
+        for mut proposal in waiting.drain(..) {
+            let term = peers.raft.metrics().borrow_watched().current_term;
             let in_use = shared.version_in_use();
             let judged = match command::schema(&proposal.command) {
                 Some(version) => roster.admit(version, in_use).await,
@@ -50,6 +51,7 @@ pub(crate) async fn run(
             };
             match (judged, admitted.upgrade()) {
                 (Ok(()), Some(admitted)) => {
+                    proposal.admitted_in = Some(term);
                     // It is gone only with the replica, and the caller hears of that.
                     let _ = admitted.send(proposal);
                 }

@@ -6,6 +6,7 @@ mod crash;
 mod failing;
 mod frozen;
 mod full;
+mod hung;
 mod pinned;
 mod turns;
 

@@ -100,6 +100,10 @@ impl Compactor {
             if let Ok(built) = tokio::time::timeout(ASK_AGAIN, offer.end()).await {
                 break built;
             }
+            // The group is busy with a long command or query: others may have the turn meanwhile.
+            if self.shared.building().withdraw() {
+                break None;
+            }
         };
         match built {
             Some(Built::Taken { index, purge }) => {

@@ -34,7 +34,7 @@ use crate::change;
 use crate::command::{self, Command, HEADER_BYTES};
 use crate::compactor::Compactor;
 use crate::config::GroupConfig;
-use crate::error::{CommandError, InitializeError, MembersError, NotHappened, StartError, UnknownOutcome};
+use crate::error::{CommandError, InitializeError, MembersError, NotHappened, StartError, StoreError, UnknownOutcome};
 use crate::freshness::{self, Freshness};
 use crate::hook_runner;
 use crate::installer::{Installer, Unreadable};
@@ -134,6 +134,9 @@ impl UntypedReplica {
     ) -> Result<Self, StartError> {
         let group = spec.group.clone();
         let (spec_is_alone, was_admitted) = (spec.is_alone, store.was_admitted(spec.replica));
+        if *store.rolled_back().borrow() {
+            return Err(StoreError::RolledBack { path: store.dir() }.into());
+        }
         let Some(claim) = store.claim(spec.replica) else {
             return Err(StartError::Running { group, replica: spec.replica });
         };
@@ -303,7 +306,8 @@ impl UntypedReplica {
         };
         let room = self.inner.limits.take(command.len(), config.max_queued_commands()).ok_or_else(overloaded)?;
         let (caller, replied) = oneshot::channel();
-        let proposal = Proposal { command: BytesMut::from(command), reply: Reply { caller, _room: room } };
+        let reply = Reply { caller, _room: room };
+        let proposal = Proposal { command: BytesMut::from(command), reply, admitted_in: None };
         self.inner
             .proposals
             .send(proposal)

@@ -102,11 +102,12 @@ impl Installer {
         if own > vote {
             return Some(Answer::Snapshot { vote: own });
         }
-        if applied >= meta.last_log_id.map_or(0, |last| last.index + 1) {
-            return Some(self.has_it(own).await);
+        // First: what is here is durable only once there is room again.
+        if self.snapshots.is_full() {
+            return Some(Answer::NotHappened(NotHappened::DiskFull { group: self.group.clone() }));
         }
-        let full = || Answer::NotHappened(NotHappened::DiskFull { group: self.group.clone() });
-        self.snapshots.is_full().then(full)
+        let is_here = applied >= meta.last_log_id.map_or(0, |last| last.index + 1);
+        if is_here { Some(self.has_it(own).await) } else { None }
     }
 
     /// That all of it is here, once it is durable: what is applied may not be synced yet, and a leader never again sends

@@ -50,6 +50,8 @@ impl From<CommandError> for ProposeError {
 pub(crate) struct Proposal {
     pub(crate) command: BytesMut,
     pub(crate) reply: Reply,
+    /// In which term every member was found to read it.
+    pub(crate) admitted_in: Option<u64>,
 }
 
 /// Where an outcome goes, and the room that the command takes until then.
@@ -188,8 +190,11 @@ fn put_aside_unreadable(
     // What it has applied is what was committed before its term, too: asked first, since more may be applied meanwhile.
     let is_up_to_date = has_applied_own_term(raft) == Some(true);
     let in_use = shared.version_in_use();
+    let term = raft.metrics().borrow_watched().current_term;
     for proposal in std::mem::take(batch) {
         let judged = match command::schema(&proposal.command) {
+            // Not asked again, however long it was queued since: else it might never get through.
+            _ if proposal.admitted_in == Some(term) => Some(Ok(())),
             Some(version) if Some(version) > in_use && !is_up_to_date => None,
             Some(version) => roster.judge(version, in_use),
             None => Some(Ok(())),

@@ -31,7 +31,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Between rounds while it waits; it is of no use meanwhile.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// Between rounds once it takes part, for members that were not there.
-const MAX_IDLE_PAUSE: Duration = Duration::from_secs(10);
+const MAX_IDLE_PAUSE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Returning {
     pub(crate) replica: UntypedReplica,
@@ -75,11 +75,7 @@ impl Returning {
             tokio::select! {
                 biased;
                 // Another group's replica has learned it.
-                // It is told once.
-                told = rolled_back.changed() => {
-                    drop(told);
-                    return self.stop().await;
-                }
+                () = is_told(&mut rolled_back) => return self.stop().await,
                 met = met.changed() => if met.is_err() { return },
                 is_running = changes.changed() => if !is_running { return },
                 () = tokio::time::sleep(rest), if is_needed => {}
@@ -196,4 +192,10 @@ impl Returning {
             tracing::error!(group, %error, "that this directory was rolled back could not be written down");
         }
     }
+}
+
+/// Returns once it is so, at once if it is.
+async fn is_told(watched: &mut tokio::sync::watch::Receiver<bool>) {
+    // The sender lives as long as the store, which the replica holds.
+    let _ = watched.wait_for(|told| *told).await.map(drop);
 }

@@ -445,7 +445,7 @@ impl Store {
         result.map_err(|error| StoreError::Io { path: self.wal_dir(), error })
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.inner.files.as_ref().map(|files| files.dir.clone()).unwrap_or_default()
     }
 

@@ -137,7 +137,8 @@ impl UntypedReplica {
 
     pub(super) fn meet(&self, member: Member) -> Answer {
         let met = &self.inner.participation.met;
-        let is_new = met.borrow().get(&member.name) != Some(&member) && met.borrow().len() < MAX_MET;
+        let (known, count) = (met.borrow().get(&member.name).cloned(), met.borrow().len());
+        let is_new = known.as_ref() != Some(&member) && (known.is_some() || count < MAX_MET);
         if is_new {
             met.send_modify(|met| drop(met.insert(member.name.clone(), member)));
         }

@@ -76,6 +76,11 @@ impl Building {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Takes the turn back, unless a builder has it.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.take().is_some()
+    }
+
     /// Somebody wants a snapshot now.
     pub(crate) fn ask(&self) {
         self.asked.store(true, Ordering::Release);
