@@ -5,7 +5,8 @@
 //! members, and, whoever leads or led, how many entries the replica has said to have. Both refute; nobody can prove. So a
 //! replica takes part once as many other voters as make a majority with it have been asked and none refutes it: without a
 //! majority the group would do nothing in any case. What is missed: a start of which all that heard are down, a copy that
-//! lacks nothing but votes of the start in which it was taken, and a copy from a time when the group had no other member.
+//! lacks nothing but votes of the start in which it was taken, a copy from a time when the group had no other member, and
+//! one whose members of that time were all removed while they were down, and come back with it before a present one calls.
 //!
 //! What a leader of term T was told holds for ever for a replica whose latest vote is of T or an earlier term: entries that
 //! it has said in T to have could only be replaced by the leader of a later term, and its vote is written before.

@@ -58,14 +58,6 @@ impl Value for Slow {
     }
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_values_are_copied_for_snapshots_than_are_written_at_once() {
     let store = Store::memory("n1");
@@ -82,7 +74,7 @@ async fn no_more_values_are_copied_for_snapshots_than_are_written_at_once() {
         add(replica).await;
         replica.snapshot().await;
     }
-    until("the first are written", || WRITING.load(Ordering::SeqCst) == AT_ONCE).await;
+    eventually("the first are written", || WRITING.load(Ordering::SeqCst) == AT_ONCE).await;
     // They wait with all that their groups have to do, but for commands.
     for replica in &replicas {
         for _ in 0..20 {
@@ -91,9 +83,9 @@ async fn no_more_values_are_copied_for_snapshots_than_are_written_at_once() {
     }
     *GATE.lock().unwrap() = true;
     OPENED.notify_all();
-    until("all are taken", || replicas.iter().all(|replica| replica.status().snapshot.is_some())).await;
+    eventually("all are taken", || replicas.iter().all(|replica| replica.status().snapshot.is_some())).await;
     assert_eq!(MOST_COPIES.load(Ordering::SeqCst), AT_ONCE);
-    until("no copy is left", || COPIES.load(Ordering::SeqCst) == 0).await;
+    eventually("no copy is left", || COPIES.load(Ordering::SeqCst) == 0).await;
     for replica in replicas {
         replica.shutdown().await;
     }
