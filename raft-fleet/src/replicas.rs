@@ -195,7 +195,7 @@ impl Replicas {
         if let Some(hosted) = self.get(id) {
             return Ok(hosted);
         }
-        let stored = self.store.replicas().into_iter().find(|stored| stored.replica == id);
+        let stored = self.store.replica(id);
         let stored = stored.ok_or_else(|| ReplicaError::Failed(format!("replica {id} is not stored here")))?;
         let hosted = self.open(stored).await?;
         self.insert(hosted.clone());
@@ -245,7 +245,7 @@ impl Replicas {
         if let Some(hosted) = self.withdraw(id) {
             hosted.replica.shutdown().await;
         }
-        if self.store.replicas().iter().any(|stored| stored.replica == id) {
+        if self.store.replica(id).is_some() {
             self.store.remove_replica(id).await.map_err(failed)?;
         }
         self.dirty.mark(id);

@@ -34,7 +34,7 @@ use crate::status::ReplicaId;
 use crate::threads::Threads;
 #[cfg(test)]
 use crate::wal::WalConfig;
-use crate::wal::{ReplicaRecord, Wal, WalError, WalStats};
+use crate::wal::{ReplicaLogState, ReplicaRecord, Wal, WalError, WalStats};
 
 /// A node's storage. Clones share it; it is closed by [`Store::close`] or when the last is dropped.
 #[derive(Clone)]
@@ -286,12 +286,12 @@ impl Store {
 
     /// The replicas that live here.
     pub fn replicas(&self) -> Vec<StoredReplica> {
-        let from = |record: ReplicaRecord| {
-            let replica = ReplicaId::new(record.replica)?;
-            let ReplicaRecord { group, incarnation, detail, .. } = record;
-            Some(StoredReplica { replica, group, incarnation, detail: detail.to_vec() })
-        };
-        self.inner.wal.replicas().into_iter().filter_map(from).collect()
+        self.inner.wal.replicas().into_iter().filter_map(stored).collect()
+    }
+
+    /// One of them, if it lives here.
+    pub fn replica(&self, replica: ReplicaId) -> Option<StoredReplica> {
+        self.inner.wal.record(replica.get()).and_then(stored)
     }
 
     /// Mints the id of a new replica; it is synced before it is returned, so that it is never minted again.
@@ -379,37 +379,39 @@ impl Store {
 
     /// Remembers that this replica's lone group has let it in; durable on return.
     pub(crate) async fn note_admitted(&self, replica: ReplicaId) -> Result<(), StoreError> {
-        self.amend(replica, |record| record.detail = Bytes::from_static(ADMITTED)).await
+        let admitted = |record: &ReplicaRecord, _: &ReplicaLogState| {
+            Some(ReplicaRecord { detail: Bytes::from_static(ADMITTED), ..record.clone() })
+        };
+        self.amend(replica, admitted).await.map(drop)
     }
 
     /// Whether its lone group has ever let this replica in.
     pub(crate) fn was_admitted(&self, replica: ReplicaId) -> bool {
-        self.record(replica).is_some_and(|record| record.detail == ADMITTED)
+        self.inner.wal.record(replica.get()).is_some_and(|record| record.detail == ADMITTED)
     }
 
     /// Makes a replica one of a later incarnation of its group, if it holds nothing; durable on return. `false` if it
     /// holds something, or is of such a one.
     pub(crate) async fn raise_incarnation(&self, replica: ReplicaId, incarnation: u64) -> Result<bool, StoreError> {
-        let state = self.inner.wal.state(replica.get()).unwrap_or_default();
-        let holds_nothing = state.last.is_none() && state.snapshot.is_none() && state.vote.is_none();
-        let is_later = self.record(replica).is_some_and(|record| record.incarnation < incarnation);
-        if holds_nothing && is_later {
-            self.amend(replica, |record| record.incarnation = incarnation).await?;
-        }
-        Ok(holds_nothing && is_later)
+        self.amend(replica, |record, held| {
+            let holds_nothing = held.last.is_none() && held.snapshot.is_none() && held.vote.is_none();
+            let is_later = record.incarnation < incarnation;
+            (holds_nothing && is_later).then(|| ReplicaRecord { incarnation, ..record.clone() })
+        })
+        .await
     }
 
-    fn record(&self, replica: ReplicaId) -> Option<ReplicaRecord> {
-        self.inner.wal.replicas().into_iter().find(|record| record.replica == replica.get())
-    }
-
-    /// Changes what was noted at a replica's creation; durable on return.
-    async fn amend(&self, replica: ReplicaId, change: impl FnOnce(&mut ReplicaRecord)) -> Result<(), StoreError> {
-        let Some(mut record) = self.record(replica) else { return Ok(()) };
-        change(&mut record);
+    /// Changes what was noted at a replica's creation, judged by what is in the log at that moment; durable on return.
+    /// Whether there was anything to change.
+    async fn amend(
+        &self,
+        replica: ReplicaId,
+        change: impl FnOnce(&ReplicaRecord, &ReplicaLogState) -> Option<ReplicaRecord>,
+    ) -> Result<bool, StoreError> {
         let (done, synced) = oneshot::channel();
-        self.inner.wal.amend(record, Box::new(move |result| drop(done.send(result))));
-        self.synced(synced).await
+        let amended = self.inner.wal.amend(replica.get(), change, Box::new(move |result| drop(done.send(result))));
+        self.synced(synced).await?;
+        Ok(amended)
     }
 
     /// Whether its group removed this replica.
@@ -525,4 +527,8 @@ impl Drop for ApplyThreads {
             runtime.shutdown_background();
         }
     }
+}
+fn stored(record: ReplicaRecord) -> Option<StoredReplica> {
+    let ReplicaRecord { replica, group, incarnation, detail } = record;
+    Some(StoredReplica { replica: ReplicaId::new(replica)?, group, incarnation, detail: detail.to_vec() })
 }

@@ -146,6 +146,11 @@ impl Wal {
         self.state_lock().index.replicas()
     }
 
+    /// What was noted at the creation of a replica.
+    pub(crate) fn record(&self, replica: u64) -> Option<ReplicaRecord> {
+        self.state_lock().index.record(replica).cloned()
+    }
+
     /// Creates a replica; everything below is refused for others.
     pub(crate) fn create(&self, record: ReplicaRecord, done: Done) {
         self.submit(Some(done), |state| {
@@ -161,15 +166,27 @@ impl Wal {
         });
     }
 
-    /// Replaces what was noted at a replica's creation. `done` is called when it is durable.
-    pub(crate) fn amend(&self, record: ReplicaRecord, done: Done) {
+    /// Replaces what was noted at a replica's creation by what `change` makes of it and of what the log holds of the replica,
+    /// if it makes anything; nothing is written in between. Whether it did; `done` is called when what is noted is durable.
+    pub(crate) fn amend(
+        &self,
+        replica: u64,
+        change: impl FnOnce(&ReplicaRecord, &ReplicaLogState) -> Option<ReplicaRecord>,
+        done: Done,
+    ) -> bool {
+        let mut amended = false;
         self.submit(Some(done), |state| {
-            check_known(state, record.replica)?;
-            let (replica, record) = (record.replica, Record::Created(record));
-            state.check(&record)?;
-            state.push(replica, &record, None);
+            check_known(state, replica)?;
+            let held = state.index.state(replica).unwrap_or_default();
+            if let Some(record) = state.index.record(replica).and_then(|noted| change(noted, &held)) {
+                let record = Record::Created(record);
+                state.check(&record)?;
+                state.push(replica, &record, None);
+                amended = true;
+            }
             Ok(())
         });
+        amended
     }
 
     /// Forgets a replica with all that it had. Removing one that is not there is fine.

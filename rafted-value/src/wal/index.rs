@@ -195,6 +195,11 @@ impl Index {
         self.replicas.values().filter_map(|state| Some(state.created.as_ref()?.value.clone())).collect()
     }
 
+    /// What was noted at a replica's creation.
+    pub(crate) fn record(&self, replica: u64) -> Option<&ReplicaRecord> {
+        Some(&self.replicas.get(&replica)?.created.as_ref()?.value)
+    }
+
     /// The last that was purged; and the last entry, or else that. Without the copies that [`Index::state`] makes.
     pub(crate) fn bounds(&self, replica: u64) -> Option<(Option<Position>, Option<Position>)> {
         let state = self.replicas.get(&replica)?;

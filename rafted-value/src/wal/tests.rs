@@ -120,6 +120,28 @@ fn everything(wal: &Wal) -> Everything {
 }
 
 #[test]
+fn a_note_is_changed_by_what_the_log_holds_at_that_moment() {
+    let disk = FaultyDisk::default();
+    let (wal, mut appender) = open(&disk);
+    wal.create(replica(1), nobody());
+    let later = |record: &ReplicaRecord, held: &ReplicaLogState| {
+        held.last.is_none().then(|| ReplicaRecord { incarnation: record.incarnation + 1, ..record.clone() })
+    };
+    let (first, second, unknown) = (Told::default(), Told::default(), Told::default());
+    assert!(wal.amend(1, later, first.done()));
+    // Not written yet, and it counts.
+    wal.append(1, vec![entry(1, 0, b"x")], nobody());
+    assert!(!wal.amend(1, later, second.done()));
+    assert!(!wal.amend(2, later, unknown.done()));
+    step_all(&mut appender);
+    assert!(first.is_ok() && second.is_ok());
+    assert!(unknown.get().is_some_and(|told| told.is_err()));
+    assert_eq!(wal.record(1).map(|record| record.incarnation), Some(8));
+    assert_eq!(wal.record(2), None);
+    close(wal, appender);
+}
+
+#[test]
 fn what_is_appended_is_read_at_once_and_told_after_the_sync() {
     let disk = FaultyDisk::default();
     let (wal, mut appender) = open(&disk);
