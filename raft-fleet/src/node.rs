@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use batched_comm::{Address, CallError, ClusterId, Endpoint, Message, NodeName, Request};
 use rafted_value::{
-    ClientSession, Clock, ClusterTag, CommandError, GroupClient, NotHappened, QueryError, ReplicaId, Store,
-    SystemClock, UnknownOutcome, decode_answer, decode_reply, encode_command, encode_query,
+    ClientSession, Clock, ClusterTag, CommandError, GroupClient, MAX_OPEN_SERIALS, NotHappened, QueryError, ReplicaId,
+    Store, SystemClock, UnknownOutcome, deadline_in, decode_answer, decode_reply, encode_command, encode_query,
 };
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::message::{FLEET_MAILBOX, Start};
 use crate::peers::Peers;
 use crate::replicas::Replicas;
 use crate::routes::Contacts;
+use crate::seeds::Seeds;
 use crate::view::View;
 
 /// How far a node has come.
@@ -71,7 +72,7 @@ pub(crate) struct Node {
     /// Where others reach it.
     pub(crate) address: SocketAddr,
     pub(crate) attributes: BTreeMap<String, String>,
-    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) seeds: Seeds,
     pub(crate) part: Part,
     pub(crate) replace: bool,
     pub(crate) start: Start,
@@ -168,10 +169,15 @@ impl Node {
 
     /// Runs a command of the cluster group, once.
     pub(crate) async fn cluster_command(&self, command: Command, timeout: Duration) -> Result<Reply, CommandError> {
-        let open = self.session.open(self.clock.wall(), timeout).await;
+        let deadline = deadline_in(timeout);
+        let opened = tokio::time::timeout_at(deadline, self.session.open(self.clock.wall(), timeout)).await;
+        // Too many commands of this process are open: this one has not begun.
+        let overloaded = || NotHappened::Overloaded { group: CLUSTER_GROUP.to_owned(), queued: MAX_OPEN_SERIALS };
+        let open = opened.map_err(|_| overloaded())?;
         let bytes = encode_command::<Cluster>(&command, Some(open.id()), 0)
             .map_err(|error| NotHappened::Malformed(error.to_string()))?;
-        let outcome = self.client.command(CLUSTER_GROUP, bytes, timeout).await;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let outcome = self.client.command(CLUSTER_GROUP, bytes, left).await;
         let reply = outcome.inspect_err(|error| self.session.learn_from(error, self.clock.wall()))?;
         decode_reply::<Cluster>(&reply).map_err(|error| UnknownOutcome::Interrupted(error.to_string()).into())
     }
