@@ -18,6 +18,7 @@ use crate::bootstrap::Part;
 use crate::carrier::Carrier;
 use crate::cluster::Cluster;
 use crate::config::FleetConfig;
+use crate::discovery::{Discovery, Seed, SeedList};
 use crate::error::{FleetError, NodeFailure};
 use crate::fleet::{Fleet, Types};
 use crate::gate::{Gate, Gated};
@@ -31,6 +32,7 @@ use crate::peers::Peers;
 use crate::replicas::Replicas;
 use crate::router::Router;
 use crate::routes::{Contacts, Routes};
+use crate::seeds::Seeds;
 use crate::service;
 use crate::view::View;
 
@@ -46,6 +48,7 @@ pub struct FleetBuilder {
     storage: Option<Storage>,
     identity: Option<Identity>,
     seeds: Vec<SocketAddr>,
+    discoveries: Vec<Arc<dyn Discovery>>,
     bootstrap_expect: Option<u32>,
     bootstrap_node: Option<String>,
     replace: bool,
@@ -70,6 +73,7 @@ impl Fleet {
             storage: None,
             identity: None,
             seeds: Vec::new(),
+            discoveries: Vec::new(),
             bootstrap_expect: None,
             bootstrap_node: None,
             replace: false,
@@ -125,9 +129,21 @@ impl FleetBuilder {
         self
     }
 
-    /// How many nodes make a new cluster together, at least 1. The first of the seeds makes it, when this many,
-    /// itself included, have promised to take part; all others only join. Without it, a node with seeds or with
-    /// [`FleetBuilder::bootstrap_node`] joins a cluster that exists, and one without is a cluster of one.
+    /// Finds seeds in another way, besides [`FleetBuilder::seeds`] and what was given before: a [`SeedFile`], a
+    /// [`SeedList`] with names, or one of your own. It is asked on every try.
+    ///
+    /// [`SeedFile`]: crate::SeedFile
+    /// [`SeedList`]: crate::SeedList
+    pub fn discovery(mut self, discovery: impl Discovery) -> Self {
+        self.discoveries.push(Arc::new(discovery));
+        self
+    }
+
+    /// How many nodes make a new cluster together, at least 1. The first of [`FleetBuilder::seeds`] makes it, when this
+    /// many, itself included, have promised to take part; all others only join. Where there are none, because seeds are
+    /// found otherwise, [`FleetBuilder::bootstrap_node`] says who makes it: who comes first in what is found may change.
+    /// Without it, a node with seeds or with [`FleetBuilder::bootstrap_node`] joins a cluster that exists, and one
+    /// without is a cluster of one.
     pub fn bootstrap_expect(mut self, nodes: u32) -> Self {
         self.bootstrap_expect = Some(nodes);
         self
@@ -228,6 +244,14 @@ impl FleetBuilder {
         if self.bootstrap_expect == Some(0) {
             return setting("bootstrap_expect is 0; a cluster has at least 1 node");
         }
+        let has_initiator = !self.seeds.is_empty() || self.bootstrap_node.is_some();
+        if self.bootstrap_expect.is_some() && !self.discoveries.is_empty() && !has_initiator {
+            return setting(
+                "bootstrap_expect is given, and seeds are found by a discovery, which names no first one: name the node \
+                 that makes the cluster with `bootstrap_node`, on every node the same, or leave bootstrap_expect out to \
+                 join a cluster that exists",
+            );
+        }
         let reachable_by = self.advertise.or(self.listen);
         if reachable_by.is_some_and(|address| address.ip().is_unspecified()) {
             return setting("the node listens on every address; say with `advertise` by which one others reach it");
@@ -240,9 +264,9 @@ impl FleetBuilder {
         let is_first = match (&self.bootstrap_node, self.seeds.first()) {
             (Some(initiator), _) => *initiator == self.name,
             (None, Some(first)) => *first == listen || *first == advertise,
-            (None, None) => true,
+            (None, None) => self.discoveries.is_empty(),
         };
-        let alone = self.seeds.is_empty() && self.bootstrap_node.is_none();
+        let alone = self.seeds.is_empty() && self.discoveries.is_empty() && self.bootstrap_node.is_none();
         let expect = self.bootstrap_expect.or(alone.then_some(1));
         match (is_first, expect) {
             (true, Some(expect)) => Part::Initiator { expect: expect as usize },
@@ -261,6 +285,9 @@ impl FleetBuilder {
         if let Some(RolledBack { given, registered }) = memory.get().rolled_back {
             return Err(NodeFailure::RolledBack { given, registered }.into());
         }
+        let list = SeedList::new(self.seeds.into_iter().map(Seed::Address));
+        let sources = [Arc::new(list) as Arc<dyn Discovery>].into_iter().chain(self.discoveries).collect();
+        let seeds = Seeds::new(endpoint.name().clone(), sources);
         let expected_nodes = self.bootstrap_expect.unwrap_or(1) as usize;
         let gate = Gate::default();
         let transport: Arc<dyn Transport> = Arc::new(QuicTransport::new(endpoint.clone(), RAFT_MAILBOX));
@@ -291,7 +318,7 @@ impl FleetBuilder {
             zone: self.zone,
             address,
             attributes: self.attributes,
-            seeds: self.seeds,
+            seeds,
             part,
             replace: self.replace || matches!(self.storage, Some(Storage::Memory)),
             start,

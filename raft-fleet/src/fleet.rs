@@ -63,7 +63,7 @@ impl Fleet {
         Self { inner: Arc::new(Inner { node, types, expected_nodes, tasks: Mutex::new(tasks) }) }
     }
 
-    fn node(&self) -> &Arc<Node> {
+    pub(crate) fn node(&self) -> &Arc<Node> {
         &self.inner.node
     }
 

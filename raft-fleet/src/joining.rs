@@ -1,11 +1,12 @@
 //! How this node comes to its cluster: drives `bootstrap.rs` with what others answer.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use batched_comm::{ConnectError, PeerState, Refusal};
+use batched_comm::{ConnectError, NodeName, PeerState, Refusal};
 use futures_util::future::join_all;
 use rafted_value::{InitializeError, Member, ReplicaId};
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use crate::message::{GivePromise, Here, Namesake, Where};
 use crate::node::Node;
 use crate::placement;
 use crate::replicas::{Detail, Hosted};
+use crate::seeds::Try;
 
 /// The registered name of the cluster group's type. No user's type may have it.
 pub(crate) const CLUSTER_TYPE: &str = "cluster";
@@ -60,14 +62,15 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             }
             Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
         }
-        let heard = match state.bound_to() {
+        let (tried, heard) = match state.bound_to() {
             Some(own) => {
-                let (checked, heard) = tokio::join!(check_seeds(node, own, patience), ask_everybody(node, patience));
-                checked?;
-                heard?
+                let (checked, asked) = tokio::join!(check_seeds(node, own, patience), ask_everybody(node, patience));
+                let (tried, heard) = asked?;
+                (tried.and(checked?), heard)
             }
             None => ask_everybody(node, patience).await?,
         };
+        node.seeds.tell(&tried);
         check_promise(&state, &heard, &mut other_since)?;
         patience = (patience * 2).min(MAX_PATIENCE);
         let changed = take_in(node, heard).await?;
@@ -171,36 +174,64 @@ fn first_member(promise: &Promise) -> Option<(ReplicaId, Member)> {
 }
 
 /// Asks seeds and all other nodes that were heard of where they stand.
-async fn ask_everybody(node: &Node, patience: Duration) -> Result<Vec<(String, Here)>, NodeFailure> {
-    find_seeds(node, patience).await?;
-    Ok(ask_contacts(node, patience).await)
+async fn ask_everybody(node: &Node, patience: Duration) -> Result<(Try, Vec<(String, Here)>), NodeFailure> {
+    let found = find_seeds(node, patience).await?;
+    let (asked, heard) = ask_contacts(node, patience).await;
+    Ok((found.and(asked), heard))
 }
 
-async fn ask_contacts(node: &Node, patience: Duration) -> Vec<(String, Here)> {
+async fn ask_contacts(node: &Node, patience: Duration) -> (Try, Vec<(String, Here)>) {
     let question = Where { address: node.address.to_string() };
-    let names: Vec<String> = node.contacts.get().into_keys().collect();
-    let answers = names.iter().map(|name| node.call(name, &question, patience));
-    let answers = join_all(answers).await;
-    names.into_iter().zip(answers).filter_map(|(name, answer)| Some((name, answer.ok()?))).collect()
+    let contacts = node.contacts.get();
+    let answers = join_all(contacts.keys().map(|name| node.call(name, &question, patience))).await;
+    let (mut tried, mut heard) = (Try::default(), Vec::new());
+    for ((name, address), answer) in contacts.into_iter().zip(answers) {
+        match answer {
+            Ok(here) => heard.push((name, here)),
+            Err(error) => tried.failures.push((format!("{name} at {address}"), error.to_string())),
+        }
+    }
+    tried.answered = !heard.is_empty();
+    (tried, heard)
 }
 
 /// Learns the names of seeds that are not known yet.
-async fn find_seeds(node: &Node, patience: Duration) -> Result<(), NodeFailure> {
+async fn find_seeds(node: &Node, patience: Duration) -> Result<Try, NodeFailure> {
     let known: Vec<String> = node.contacts.get().into_values().collect();
-    let unknown = node.seeds.iter().filter(|seed| **seed != node.address && !known.contains(&seed.to_string()));
-    let probes = unknown.map(|seed| async move { (*seed, node.endpoint.probe(*seed, patience).await) });
-    for (seed, found) in join_all(probes).await {
-        match found {
+    let probes = probe_seeds(node, patience, |seed| !known.contains(&seed.to_string())).await;
+    for (seed, probe) in &probes {
+        // Who listens on one address only cannot be met at another.
+        if matches!(probe, Err(ConnectError::Refused { refusal: Refusal::OwnName { .. }, .. }))
+            && !node.listens_anywhere()
+        {
+            let (name, address) = (node.name.to_string(), seed.to_string());
+            return Err(NodeFailure::NameInUse { name, address });
+        }
+    }
+    Ok(outcome(&probes))
+}
+
+type Probe = (SocketAddr, Result<NodeName, ConnectError>);
+
+/// Asks the seeds who they are, and meets those that answer.
+async fn probe_seeds(node: &Node, patience: Duration, is_wanted: impl Fn(&SocketAddr) -> bool) -> Vec<Probe> {
+    let seeds = node.seeds.get(patience).await;
+    let others = seeds.iter().filter(|seed| **seed != node.address && is_wanted(seed));
+    let probes = others.map(|seed| async { (*seed, node.endpoint.probe(*seed, patience).await) });
+    let probes = join_all(probes).await;
+    for (seed, probe) in &probes {
+        match probe {
             Ok(name) => node.meet(name.as_str(), &seed.to_string()),
-            // Who listens on one address only cannot be met at another.
-            Err(ConnectError::Refused { refusal: Refusal::OwnName { .. }, .. }) if !node.listens_anywhere() => {
-                let (name, address) = (node.name.to_string(), seed.to_string());
-                return Err(NodeFailure::NameInUse { name, address });
-            }
             Err(error) => tracing::debug!(%seed, %error, "a seed was not reached, trying again"),
         }
     }
-    Ok(())
+    probes
+}
+
+fn outcome(probes: &[Probe]) -> Try {
+    let failures =
+        probes.iter().filter_map(|(seed, probe)| Some((seed.to_string(), probe.as_ref().err()?.to_string())));
+    Try { answered: probes.iter().any(|(_, probe)| probe.is_ok()), failures: failures.collect() }
 }
 
 /// Whether anything came of the answers. That a cluster is there counts before that one is being made.
@@ -268,8 +299,9 @@ async fn promise(node: &Arc<Node>, initiator: &str, cluster: ClusterKey) -> Resu
 
 /// Looks for the nodes of this node's cluster once more: the seeds, and whom the others know.
 pub(crate) async fn look_around(node: &Node, own: ClusterKey) -> Result<(), NodeFailure> {
-    let (checked, heard) = tokio::join!(check_seeds(node, own, MAX_PATIENCE), ask_contacts(node, MAX_PATIENCE));
-    checked?;
+    let (checked, asked) = tokio::join!(check_seeds(node, own, MAX_PATIENCE), ask_contacts(node, MAX_PATIENCE));
+    let (tried, heard) = asked;
+    node.seeds.tell(&tried.and(checked?));
     let connected = node.endpoint.peers().into_iter().filter(|peer| matches!(peer.state, PeerState::Up { .. }));
     let connected: HashSet<String> = connected.map(|peer| peer.name.to_string()).collect();
     for (name, address) in heard.iter().flat_map(|(_, here)| &here.nodes) {
@@ -282,22 +314,17 @@ pub(crate) async fn look_around(node: &Node, own: ClusterKey) -> Result<(), Node
 }
 
 /// Meets the seeds; an error when some belong to another cluster, and none to this one.
-pub(crate) async fn check_seeds(node: &Node, own: ClusterKey, patience: Duration) -> Result<(), NodeFailure> {
-    let others: Vec<_> = node.seeds.iter().filter(|seed| **seed != node.address).collect();
-    let probes = join_all(others.iter().map(|seed| node.endpoint.probe(**seed, patience))).await;
-    for (seed, found) in others.iter().zip(&probes) {
-        if let Ok(name) = found {
-            node.meet(name.as_str(), &seed.to_string());
-        }
-    }
-    let foreign = probes.iter().find_map(|probe| match probe {
+pub(crate) async fn check_seeds(node: &Node, own: ClusterKey, patience: Duration) -> Result<Try, NodeFailure> {
+    let probes = probe_seeds(node, patience, |_| true).await;
+    let tried = outcome(&probes);
+    let foreign = probes.iter().find_map(|(_, probe)| match probe {
         Err(ConnectError::Refused { refusal: Refusal::OtherCluster { given, own: theirs }, .. }) => {
             Some(if given.id == own.id && given.generation == own.generation { theirs.id } else { given.id })
         }
         _ => None,
     });
     match foreign {
-        Some(other) if !probes.iter().any(Result::is_ok) => Err(NodeFailure::ForeignCluster { own: own.id, other }),
-        _ => Ok(()),
+        Some(other) if !tried.answered => Err(NodeFailure::ForeignCluster { own: own.id, other }),
+        _ => Ok(tried),
     }
 }

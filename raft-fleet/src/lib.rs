@@ -21,6 +21,9 @@ mod leaders;
 mod replicas;
 mod gate;
 mod memory;
+mod seeds;
+mod telling;
+mod discovery;
 mod view;
 mod message;
 mod adjustment;
@@ -34,6 +37,9 @@ mod error;
 
 pub use crate::builder::FleetBuilder;
 pub use crate::config::{ConfigError, FleetConfig};
+pub use crate::discovery::{
+    Discovery, DiscoveryError, DnsError, Finding, Found, MAX_SEEDS, Seed, SeedError, SeedFile, SeedList,
+};
 pub use crate::error::{FleetError, GroupError, NodeError, NodeFailure};
 pub use crate::event::FleetEvent;
 pub use crate::fleet::{Fleet, MAX_GROUP_NAME_BYTES};

@@ -36,6 +36,7 @@ pub(crate) fn spawn_tasks(node: &Arc<Node>, tasks: &mut JoinSet<()>) {
     supervise(tasks, node, "cleanup", clean_up);
     supervise(tasks, node, "monitor", monitor);
     supervise(tasks, node, "revival", revive_replicas);
+    supervise(tasks, node, "seeds", |node| async move { node.seeds.run().await });
     supervise(tasks, node, "peers", |node| async move { node.peers.run(&node.endpoint).await });
 }
 

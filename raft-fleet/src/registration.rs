@@ -109,7 +109,7 @@ fn check_start(node: &Node, known: Option<Start>) -> Result<(), NodeFailure> {
 /// Whether the seeds belong to the cluster that this node is in.
 pub(crate) async fn check_own_seeds(node: &Node) -> Result<(), NodeFailure> {
     match node.memory.get().bootstrap {
-        Bootstrap::Member { cluster } => check_seeds(node, cluster, MAX_PATIENCE).await,
+        Bootstrap::Member { cluster } => check_seeds(node, cluster, MAX_PATIENCE).await.map(drop),
         _ => Ok(()),
     }
 }

@@ -4,7 +4,8 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +38,9 @@ pub(super) fn main(builder: NodeBuilder) -> ExitCode {
 fn node(args: &NodeArgs, builder: NodeBuilder) -> ExitCode {
     if args.config.is_some() {
         return not_yet("--config");
+    }
+    if let Err(missing) = args.others.check() {
+        CommandLine::command().error(ErrorKind::MissingRequiredArgument, missing).exit();
     }
     start_logging(args.log_format);
     let (registry, codecs) = match builder.parts() {

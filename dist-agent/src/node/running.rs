@@ -172,13 +172,11 @@ fn serve_http(listener: TcpListener, shared: Shared, mut stopping: watch::Receiv
 }
 
 fn fleet_builder(args: &NodeArgs) -> FleetBuilder {
-    let mut builder = Fleet::builder(&args.name).zone(&args.zone).listen(args.listen).seeds(args.seeds.clone());
+    let mut builder = Fleet::builder(&args.name).zone(&args.zone).listen(args.listen);
     if let Some(advertise) = args.advertise {
         builder = builder.advertise(advertise);
     }
-    if let Some(expect) = args.bootstrap_expect {
-        builder = builder.bootstrap_expect(expect);
-    }
+    builder = args.others.give_to(builder);
     match &args.data_dir {
         Some(directory) => builder.data_dir(directory),
         None => builder.in_memory(),

@@ -10,6 +10,10 @@ use rafted_value::ReplicaId;
 use crate::config::{AgentsConfig, ConfigError};
 use crate::id::check_name;
 
+pub(crate) use self::seeds::SeedArgs;
+
+mod seeds;
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "dist-agent", version, about = "Replicated agents over a sharded store, without a database beside it")]
@@ -55,12 +59,8 @@ pub(crate) struct NodeArgs {
     /// Keep everything in memory: what the cluster holds is lost when a majority stops
     #[arg(long, env = "DIST_AGENT_MEMORY", conflicts_with = "data_dir")]
     pub(crate) memory: bool,
-    /// A node to join through; the one that listens on the first makes a fresh cluster
-    #[arg(long = "seed", env = "DIST_AGENT_SEED", value_name = "ADDR", value_delimiter = ',')]
-    pub(crate) seeds: Vec<SocketAddr>,
-    /// With how many nodes a fresh cluster begins; without it this node only joins
-    #[arg(long, env = "DIST_AGENT_BOOTSTRAP_EXPECT", value_name = "N", requires = "seeds", value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) bootstrap_expect: Option<u32>,
+    #[command(flatten)]
+    pub(crate) others: SeedArgs,
     /// Certificates: ca.pem, NAME.pem and NAME.key, as `tls` makes them
     #[arg(long, env = "DIST_AGENT_TLS_DIR", value_name = "DIR", conflicts_with = "dev_tls")]
     pub(crate) tls_dir: Option<PathBuf>,
@@ -227,7 +227,7 @@ impl NodeArgs {
 
     /// Whether the node is a cluster by itself: no other has its certificates.
     pub(crate) fn is_alone(&self) -> bool {
-        self.seeds.is_empty()
+        self.others.is_empty()
     }
 }
 
@@ -279,8 +279,7 @@ mod tests {
         );
         assert_eq!((args.name.as_str(), args.zone.as_str()), ("n1", "z1"));
         assert_eq!(args.http.to_string(), "[::1]:8101");
-        assert_eq!(args.seeds.len(), 2);
-        assert_eq!(args.bootstrap_expect, Some(3));
+        assert_eq!(args.others.bootstrap_expect, Some(3));
         assert_eq!(args.agents().unwrap().tick_interval(), Duration::from_millis(250));
         assert_eq!(args.log_format, LogFormat::Json);
         assert!(!args.is_alone());

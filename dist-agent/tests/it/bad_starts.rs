@@ -92,6 +92,17 @@ fn a_certificate_for_another_name_or_none_is_refused() {
 }
 
 #[test]
+fn who_makes_the_cluster_must_be_named_where_the_first_seed_is_no_address() {
+    let (listen, http) = (free_udp().to_string(), free_tcp().to_string());
+    for seed in [["--seed", "localhost:7101"], ["--seed-file", "seeds"], ["--seed-srv", "_db._udp.corp"]] {
+        let seeds = [&["--memory", "--bootstrap-expect", "3"], &seed[..]].concat();
+        let (code, text) = run(&node(&listen, &http, &seeds));
+        assert_eq!(code, 2, "{text}");
+        assert!(text.contains("--bootstrap-node"), "{text}");
+    }
+}
+
+#[test]
 fn what_is_not_there_yet_says_so() {
     let not_yet: [&[&str]; 5] = [
         &["node", "--name", "n1", "--config", "file"],

@@ -4,9 +4,11 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use batched_comm::MemoryCa;
+use rafted_value::{Clock as _, CommandError, MAX_OPEN_SERIALS, NotHappened};
 use tempfile::TempDir;
 
 use super::*;
+use crate::cluster::{Command, Refusal, Reply};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -56,4 +58,21 @@ async fn voters_that_remember_nobody_find_each_other_by_one_seed() {
         store.close().await;
     }
     world.stop_all(world.start_all().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_cluster_waits_for_a_free_serial_no_longer_than_it_may_take() {
+    let world = World::new(1);
+    let fleets = world.start_all().await;
+    let node = fleets[0].node();
+    let drain = |timeout| node.cluster_command(Command::Drain { node: "nobody".into() }, timeout);
+    let mut open = Vec::new();
+    for _ in 0..MAX_OPEN_SERIALS {
+        open.push(node.session.open(node.clock.wall(), DEADLINE).await);
+    }
+    let result = tokio::time::timeout(DEADLINE, drain(Duration::from_millis(50))).await.expect("answered in time");
+    assert!(matches!(result, Err(CommandError::NotHappened(NotHappened::Overloaded { .. }))), "{result:?}");
+    drop(open);
+    assert_eq!(drain(DEADLINE).await.unwrap(), Reply::Refused(Refusal::NodeNotFound));
+    world.stop_all(fleets).await;
 }

@@ -8,3 +8,4 @@ mod bad_input;
 mod bootstrap;
 mod failures;
 mod groups;
+mod seeds;

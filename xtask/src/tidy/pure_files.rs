@@ -37,7 +37,19 @@ pub const PURE_FILES: &[(&str, &[&str])] = &[
             "wal/index.rs",
         ],
     ),
-    ("raft-fleet", &["cluster.rs", "adjustment.rs", "placement.rs", "config.rs", "error.rs"]),
+    (
+        "raft-fleet",
+        &[
+            "telling.rs",
+            "discovery/seed.rs",
+            "discovery/dns/message.rs",
+            "cluster.rs",
+            "adjustment.rs",
+            "placement.rs",
+            "config.rs",
+            "error.rs",
+        ],
+    ),
     (
         "raft-kv",
         &[
