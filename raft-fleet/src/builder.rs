@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use batched_comm::{Endpoint, Identity, NodeName};
 use rafted_value::{
-    ClientSession, GroupClient, QuicTransport, Store, SystemClock, Transport, Value, ValueFactory, serve,
+    ClientSession, DirectoryStart, GroupClient, QuicTransport, Store, SystemClock, Transport, Value, ValueFactory,
+    serve,
 };
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -19,13 +20,13 @@ use crate::carrier::Carrier;
 use crate::cluster::Cluster;
 use crate::config::FleetConfig;
 use crate::discovery::{Discovery, Seed, SeedList};
-use crate::error::{FleetError, NodeFailure};
+use crate::error::FleetError;
 use crate::fleet::{Fleet, Types};
 use crate::gate::{Gate, Gated};
 use crate::joining::CLUSTER_TYPE;
 use crate::leaders::Leaders;
 use crate::lifecycle;
-use crate::memory::{Memory, RolledBack};
+use crate::memory::Memory;
 use crate::message::{FLEET_MAILBOX, RAFT_MAILBOX, Start};
 use crate::node::{Confirmed, Node, Progress};
 use crate::peers::Peers;
@@ -144,6 +145,9 @@ impl FleetBuilder {
     /// found otherwise, [`FleetBuilder::bootstrap_node`] says who makes it: who comes first in what is found may change.
     /// Without it, a node with seeds or with [`FleetBuilder::bootstrap_node`] joins a cluster that exists, and one
     /// without is a cluster of one.
+    ///
+    /// Expect more than half of the nodes that are given this: then not even an initiator that has lost its disk, and is
+    /// cut off from its cluster, finds enough others for a second one.
     pub fn bootstrap_expect(mut self, nodes: u32) -> Self {
         self.bootstrap_expect = Some(nodes);
         self
@@ -280,10 +284,11 @@ impl FleetBuilder {
         let address = self.advertise.unwrap_or(listen);
         let part = self.part(listen, address);
         let identity = store.node();
-        let start = Start { node_id: identity.node_id, boot: identity.boot, start: endpoint.instance() };
+        let DirectoryStart { boot, number } = store.starts().latest();
+        let start = Start { node_id: identity.node_id, boot, number, start: endpoint.instance() };
         let memory = Memory::open(&store)?;
-        if let Some(RolledBack { given, registered }) = memory.get().rolled_back {
-            return Err(NodeFailure::RolledBack { given, registered }.into());
+        if let Some(refused) = memory.get().refused {
+            return Err(refused.failure(&self.name).into());
         }
         let list = SeedList::new(self.seeds.into_iter().map(Seed::Address));
         let sources = [Arc::new(list) as Arc<dyn Discovery>].into_iter().chain(self.discoveries).collect();

@@ -43,6 +43,8 @@ messages! {
         nodes: BTreeMap<String, Arc<Node>>,
         groups: BTreeMap<String, Arc<Group>>,
         removed: BTreeMap<String, Arc<RemovedGroup>>,
+        /// Memories of removed nodes, newest last: never registered again. At most [`MAX_GONE`]. Copies do without.
+        gone: VecDeque<u64>,
         /// What was removed, with the log index, oldest first; at most [`MAX_FORGOTTEN`].
         forgotten: VecDeque<(u64, Forgotten)>,
     }
@@ -51,7 +53,9 @@ messages! {
     pub(crate) struct Node {
         pub(crate) node_id: u64,
         pub(crate) boot: u64,
-        /// Random for each start of the process: tells a repeated registration from a rolled-back directory.
+        /// What the directory drew for this start. A later one knows of it.
+        pub(crate) number: u64,
+        /// What the process drew for itself; its connections tell it.
         pub(crate) start: u64,
         pub(crate) zone: String,
         pub(crate) address: String,
@@ -151,7 +155,8 @@ messages! {
     pub(crate) struct Registration {
         pub(crate) node: String,
         pub(crate) node_id: u64,
-        pub(crate) boot: u64,
+        /// The starts that the directory remembers, by boot number, this one the last.
+        pub(crate) starts: Vec<(u64, u64)>,
         pub(crate) start: u64,
         pub(crate) zone: String,
         pub(crate) address: String,
@@ -174,6 +179,8 @@ messages! {
         RolledBack { given: u64, registered: u64 },
         /// Another memory took this name over.
         Fenced,
+        /// The node was removed with this memory.
+        Removed,
         /// Another memory runs under this name.
         NameInUse { node_id: u64, address: String },
         /// Another memory under this name is unreachable, and not purged yet.
@@ -382,6 +389,8 @@ impl Cluster {
     }
 }
 
+/// Removed memories that are remembered.
+const MAX_GONE: usize = 16_384;
 /// A copy that is behind by more removals than this is sent everything.
 const MAX_FORGOTTEN: usize = 1_024;
 #[cfg(test)]

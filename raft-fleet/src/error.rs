@@ -75,8 +75,8 @@ pub enum NodeFailure {
     },
     /// The data directory is an older copy of itself.
     #[error(
-        "the data directory was rolled back: it says boot {given}, the cluster has seen boot {registered}; \
-         wipe it, and the node joins as new"
+        "the data directory was rolled back: it is at boot {given}, and does not know of its boot {registered}, which \
+         the cluster has seen; wipe it, and the node joins as new"
     )]
     RolledBack {
         /// The directory's boot number.

@@ -2,13 +2,14 @@
 //! votes, else from a node whose replica does, resumed by index.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use batched_comm::NodeName;
 use rafted_value::{Role, Status};
 
-use crate::cluster::{CLUSTER_GROUP, CLUSTER_INCARNATION, Cluster, NodePhase};
+use crate::cluster::{self, CLUSTER_GROUP, CLUSTER_INCARNATION, Cluster, NodePhase};
 use crate::error::NodeFailure;
 use crate::event::FleetEvent;
 use crate::memory::Known;
@@ -171,7 +172,7 @@ pub(crate) async fn draw_consequences(node: &Arc<Node>) {
         let after = changes.borrow_and_update().clone();
         update_peers(node, &before, &after);
         remember(node, &after).await;
-        judge_self(node, &before, &after);
+        judge_self(node, &before, &after).await;
         if before.changed_at > 0 {
             tell(node, &before, &after);
         }
@@ -185,8 +186,13 @@ pub(crate) async fn draw_consequences(node: &Arc<Node>) {
 fn update_peers(node: &Node, before: &Cluster, after: &Cluster) {
     for (name, record) in after.nodes().filter(|(name, _)| !node.is_here(name)) {
         let changed = before.node(name).is_none_or(|old| old.address != record.address);
-        if let (true, Ok(peer), Ok(address)) = (changed, name.parse::<NodeName>(), record.address.parse()) {
-            node.endpoint.set_peer(&peer, vec![address]);
+        if let (true, Ok(peer), Ok(address)) = (changed, name.parse::<NodeName>(), record.address.parse::<SocketAddr>())
+        {
+            // The state may be older than what was heard when this node looked for the others.
+            let met: Option<SocketAddr> = node.contacts.get().remove(name).and_then(|met| met.parse().ok());
+            let mut addresses = vec![address];
+            addresses.extend(met.filter(|met| *met != address));
+            node.endpoint.set_peer(&peer, addresses);
         }
     }
     for (name, _) in before.nodes().filter(|(name, _)| after.node(name).is_none()) {
@@ -199,10 +205,9 @@ fn update_peers(node: &Node, before: &Cluster, after: &Cluster) {
 
 /// Stores the nodes, where they have changed.
 async fn remember(node: &Node, cluster: &Cluster) {
-    let nodes = cluster.nodes().map(|(name, record)| {
-        let start = Start { node_id: record.node_id, boot: record.boot, start: record.start };
-        (name.clone(), Known { address: record.address.clone(), start })
-    });
+    let nodes = cluster
+        .nodes()
+        .map(|(name, record)| (name.clone(), Known { address: record.address.clone(), start: start_of(record) }));
     let known: BTreeMap<_, _> = nodes.collect();
     // Before anything was heard, what was known before the restart stands.
     if known.is_empty() || known == node.memory.get().known {
@@ -214,15 +219,24 @@ async fn remember(node: &Node, cluster: &Cluster) {
 }
 
 /// Whether this node is still itself in the cluster's eyes.
-fn judge_self(node: &Node, before: &Cluster, after: &Cluster) {
+async fn judge_self(node: &Node, before: &Cluster, after: &Cluster) {
     let name = node.name.as_str();
-    match (before.node(name), after.node(name)) {
-        (Some(old), None) if old.start == node.start.start => node.fail(NodeFailure::Removed),
+    let failure = match (before.node(name), after.node(name)) {
+        (Some(old), None) if old.start == node.start.start => NodeFailure::Removed,
         (_, Some(record)) if node.is_running() && record.node_id != node.start.node_id => {
-            node.fail(NodeFailure::Fenced { name: name.to_owned() });
+            NodeFailure::Fenced { name: name.to_owned() }
         }
-        _ => {}
-    }
+        // A copy of the directory runs elsewhere, and has come later.
+        (_, Some(record)) if node.is_running() && node.has_forgotten(start_of(record)) => {
+            NodeFailure::RolledBack { given: node.start.boot, registered: record.boot }
+        }
+        _ => return,
+    };
+    node.fail_for_good(failure).await;
+}
+
+fn start_of(record: &cluster::Node) -> Start {
+    Start { node_id: record.node_id, boot: record.boot, number: record.number, start: record.start }
 }
 
 fn tell(node: &Node, before: &Cluster, after: &Cluster) {

@@ -6,10 +6,11 @@
 //! group itself cannot wait for that: when all nodes restart, it needs votes before anything can be registered.
 //!
 //! The rule: a restarted voter of the cluster group takes part once as many other voters as make a majority with
-//! it have said which start of it they last saw registered, and none of them saw this one or a later one. They
-//! answer from their stored copy of the cluster's nodes, without taking part themselves, so that a full restart
-//! does not wait for itself. A registration reaches every voter within milliseconds of its commit, and each
-//! stores it; it is missed only if every voter that saw it is down, too.
+//! it have said which start of it they last saw registered, and its directory knows of each of them: starts are
+//! numbered at random, so that a copy that was started again has others in their place. They answer from their
+//! stored copy of the cluster's nodes, without taking part themselves, so that a full restart does not wait for
+//! itself. A registration reaches every voter within milliseconds of its commit, and each stores it; it is missed
+//! only if every voter that saw it is down, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -17,7 +17,6 @@ use crate::error::NodeFailure;
 use crate::following::{draw_consequences, follow};
 use crate::founding::{found_groups, initialize_groups};
 use crate::joining::join;
-use crate::memory::RolledBack;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
 use crate::reconciler::reconcile;
@@ -59,16 +58,12 @@ fn supervise<F: Future<Output = ()> + Send + 'static>(
 /// Comes to the cluster, then follows it for ever.
 async fn live(node: Arc<Node>) {
     if let Err(failure) = join(&node).await {
-        node.fail(failure);
+        node.fail_for_good(failure).await;
         return;
     }
     let registering = async {
         if let Err(failure) = register(&node).await {
-            if let NodeFailure::RolledBack { given, registered } = failure {
-                // The failure is told in any case.
-                let _ = node.memory.set_rolled_back(RolledBack { given, registered }).await;
-            }
-            node.fail(failure);
+            node.fail_for_good(failure).await;
         }
     };
     // A cluster of its own would go on by itself, with seeds that belong to another one.

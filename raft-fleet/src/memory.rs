@@ -18,15 +18,17 @@ messages! {
         pub(crate) bootstrap: Bootstrap,
         /// The registered nodes, by name; until the first of them is heard of, those that the bootstrap met.
         pub(crate) known: BTreeMap<String, Known>,
-        /// That the directory was found to be rolled back. Each start raises the boot number, so that a refused
-        /// directory that is started again and again would pass some day.
-        pub(crate) rolled_back: Option<RolledBack>,
+        /// That the cluster has refused the directory for ever: it is not started again to hear the same, or to be
+        /// believed when nobody remembers any more.
+        pub(crate) refused: Option<Refused>,
     }
 
+    /// Why a directory is of no use any more.
     #[derive(Copy, Eq)]
-    pub(crate) struct RolledBack {
-        pub(crate) given: u64,
-        pub(crate) registered: u64,
+    pub(crate) enum Refused {
+        RolledBack { given: u64, registered: u64 },
+        Fenced,
+        Removed,
     }
 
     /// A node as it was last known.
@@ -37,7 +39,30 @@ messages! {
     }
 }
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+
+impl Refused {
+    /// What the directory must remember of a failure, if anything.
+    pub(crate) fn of(failure: &NodeFailure) -> Option<Self> {
+        match *failure {
+            NodeFailure::RolledBack { given, registered } => Some(Self::RolledBack { given, registered }),
+            NodeFailure::Fenced { .. } => Some(Self::Fenced),
+            NodeFailure::Removed => Some(Self::Removed),
+            NodeFailure::ForeignCluster { .. }
+            | NodeFailure::NameInUse { .. }
+            | NodeFailure::Storage(_)
+            | NodeFailure::ShutDown => None,
+        }
+    }
+
+    pub(crate) fn failure(self, node: &str) -> NodeFailure {
+        match self {
+            Self::RolledBack { given, registered } => NodeFailure::RolledBack { given, registered },
+            Self::Fenced => NodeFailure::Fenced { name: node.to_owned() },
+            Self::Removed => NodeFailure::Removed,
+        }
+    }
+}
 
 /// Clones share it.
 #[derive(Clone)]
@@ -100,9 +125,9 @@ impl Memory {
     }
 
     /// Remembers that the directory is of no use any more.
-    pub(crate) async fn set_rolled_back(&self, found: RolledBack) -> Result<(), NodeFailure> {
+    pub(crate) async fn set_refused(&self, refused: Refused) -> Result<(), NodeFailure> {
         self.change(move |memories| {
-            memories.rolled_back = Some(found);
+            memories.refused = Some(refused);
             Ok(())
         })
         .await
@@ -163,14 +188,14 @@ mod tests {
         let address = "127.0.0.1:1".to_owned();
         let n3 = Known { address: address.clone(), start: Start::default() };
         assert_eq!(memory.get().known, BTreeMap::from([("n3".to_owned(), n3)]), "whom it met, it finds again");
-        let start = Start { node_id: 1, boot: 2, start: 3 };
+        let start = Start { node_id: 1, boot: 2, number: 3, start: 4 };
         let known = BTreeMap::from([("n2".to_owned(), Known { address, start })]);
         memory.set_known(known.clone()).await.unwrap();
         store.close().await;
         drop((memory, store));
         let store = Store::open(dir.path(), "n1").await.unwrap();
         let memory = Memory::open(&store).unwrap();
-        assert_eq!(*memory.get(), Memories { bootstrap: Bootstrap::Promised { cluster }, known, rolled_back: None });
+        assert_eq!(*memory.get(), Memories { bootstrap: Bootstrap::Promised { cluster }, known, refused: None });
         let other = Event::Heard(Standing::Member { cluster: ClusterKey { id: 8, generation: 0 } });
         assert!(memory.bootstrap(Part::Founder, other, BTreeMap::new()).await.is_err());
         assert_eq!(memory.get().bootstrap, Bootstrap::Promised { cluster }, "a refused event changes nothing");
@@ -178,8 +203,8 @@ mod tests {
 
     #[test]
     fn unknown_formats_and_garbage_are_errors() {
-        assert!(decode(&[2, 0, 0]).is_err());
-        assert!(decode(&[1, 9]).is_err());
+        assert!(decode(&[1, 0, 0]).is_err());
+        assert!(decode(&[2, 9]).is_err());
         assert_eq!(decode(&[]).unwrap(), Memories::default());
     }
 
@@ -189,17 +214,18 @@ mod tests {
         let memories = Memories {
             bootstrap: Bootstrap::Decided { cluster: ClusterKey { id: 3, generation: 4 }, members: vec![promise] },
             known: BTreeMap::new(),
-            rolled_back: None,
+            refused: None,
         };
         let bytes = encode(&memories).unwrap();
         assert_eq!(decode(&bytes).unwrap(), memories);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let golden = concat!(
-            "01",
+            "02",
             "6e31ffffffffffff01000000000000007affffffffffffff0200000000000000",
             "0200000000000000000000000000000003000000000000000000000000000000",
             "04000000000000000000000000000000b0ffffff010000000000000000000000",
             "0100000000000000000000000000000000000000000000000000000000000000",
+            "00000000000000000000000000000000",
         );
         assert_eq!(hex, golden);
     }

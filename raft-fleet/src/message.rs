@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use batched_comm::{Message, Request};
-use rafted_value::messages;
+use rafted_value::{DirectoryStart, messages};
 
 use crate::bootstrap::{ClusterKey, Promise, Standing};
 use crate::cluster::Delta;
@@ -60,6 +60,9 @@ messages! {
     pub(crate) struct Start {
         pub(crate) node_id: u64,
         pub(crate) boot: u64,
+        /// What the directory drew for it.
+        pub(crate) number: u64,
+        /// What the process drew for itself; its connections tell it.
         pub(crate) start: u64,
     }
 
@@ -144,6 +147,13 @@ messages! {
         pub(crate) leads: bool,
         /// The nodes with a replica that votes.
         pub(crate) members: Vec<String>,
+    }
+}
+
+impl Start {
+    /// What the directory remembers of it.
+    pub(crate) fn of_directory(&self) -> DirectoryStart {
+        DirectoryStart { boot: self.boot, number: self.number }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::error::NodeFailure;
 use crate::event::FleetEvent;
 use crate::gate::Gate;
 use crate::leaders::Leaders;
-use crate::memory::Memory;
+use crate::memory::{Memory, Refused};
 use crate::message::{FLEET_MAILBOX, Start};
 use crate::peers::Peers;
 use crate::replicas::Replicas;
@@ -201,6 +201,21 @@ impl Node {
             *progress = Progress::Failed(failure);
             true
         });
+    }
+
+    /// The same, for a failure that the directory must remember: before it is told.
+    pub(crate) async fn fail_for_good(&self, failure: NodeFailure) {
+        if let Some(refused) = Refused::of(&failure)
+            && let Err(error) = self.memory.set_refused(refused).await
+        {
+            tracing::warn!(node = %self.name, %error, "the directory does not remember that it was refused");
+        }
+        self.fail(failure);
+    }
+
+    /// Whether this was a start of this node's memory of which the directory does not know: it was rolled back.
+    pub(crate) fn has_forgotten(&self, seen: Start) -> bool {
+        seen.node_id == self.start.node_id && self.store.starts().lack(seen.of_directory())
     }
 
     pub(crate) fn is_running(&self) -> bool {

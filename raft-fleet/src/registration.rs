@@ -97,7 +97,7 @@ async fn ask_last_start(node: &Node, needed: &[BTreeSet<String>]) -> Result<BTre
 
 fn check_start(node: &Node, known: Option<Start>) -> Result<(), NodeFailure> {
     match known {
-        Some(known) if known.node_id == node.start.node_id && known.boot >= node.start.boot && known != node.start => {
+        Some(known) if node.has_forgotten(known) => {
             Err(NodeFailure::RolledBack { given: node.start.boot, registered: known.boot })
         }
         // Another memory of this name may be one before this one, which the other side saw last: that is for
@@ -134,7 +134,7 @@ pub(crate) async fn stay_registered(node: &Arc<Node>) {
         tracing::warn!(node = %node.name, "was taken for dead by the cluster; registers again");
         match announce(node).await {
             Ok(index) => node.view.wait(|cluster| (cluster.changed_at >= index).then_some(())).await,
-            Err(failure) => node.fail(failure),
+            Err(failure) => node.fail_for_good(failure).await,
         }
     }
 }
@@ -161,6 +161,7 @@ async fn announce(node: &Arc<Node>) -> Result<u64, NodeFailure> {
         };
         match refusal {
             Refusal::RolledBack { given, registered } => return Err(NodeFailure::RolledBack { given, registered }),
+            Refusal::Removed => return Err(NodeFailure::Removed),
             Refusal::Fenced => return Err(NodeFailure::Fenced { name: node.name.to_string() }),
             Refusal::NameInUse { address, .. } if in_use_since.is_some_and(|since| since.elapsed() > NAME_PATIENCE) => {
                 return Err(NodeFailure::NameInUse { name: node.name.to_string(), address });
@@ -182,7 +183,7 @@ fn registration(node: &Node) -> Registration {
     Registration {
         node: node.name.to_string(),
         node_id: node.start.node_id,
-        boot: node.start.boot,
+        starts: node.store.starts().iter().map(|start| (start.boot, start.number)).collect(),
         start: node.start.start,
         zone: node.zone.clone(),
         address: node.address.to_string(),

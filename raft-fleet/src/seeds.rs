@@ -82,7 +82,7 @@ impl Seeds {
                 changes
             });
             let problems = (!problems.is_empty()).then(|| list(problems.iter()));
-            if let Some(next) = telling.next(Instant::now(), problems.as_deref()) {
+            if let Some(next) = telling.next(Instant::now().into_std(), problems.as_deref()) {
                 tracing::warn!(
                     node = %self.node,
                     "seeds could not be found: {}; looking again every {PAUSE:?}, and telling it again in {:?}",
@@ -106,7 +106,8 @@ impl Seeds {
     pub(crate) fn tell(&self, tried: &Try) {
         let who = list(tried.failures.iter().map(|(who, _)| who));
         let silent = (!tried.answered).then_some(who.as_str());
-        let next = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now(), silent);
+        let next =
+            self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now().into_std(), silent);
         if let Some(next) = next {
             tracing::warn!(
                 node = %self.node,

@@ -1,9 +1,7 @@
 //! When to tell of a trouble that lasts: after a while, then ever more seldom; and at once, within reason, when it
 //! becomes another one. Pure.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Between the first two times; it doubles from there.
 const FIRST_INTERVAL: Duration = Duration::from_secs(10);

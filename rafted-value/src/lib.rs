@@ -105,6 +105,7 @@ pub use crate::session::{
     ClientSession, MAX_OPEN_SERIALS, MAX_REPEATABLE, MAX_SERIAL_WINDOW, OpenCommand, RECORD_MARGIN,
 };
 pub use crate::snapshot::SnapshotLimits;
+pub use crate::starts::{Start as DirectoryStart, Starts as DirectoryStarts};
 pub use crate::status::{LogPosition, Member, Members, ReplicaId, Role, Status};
 pub use crate::store::{NodeIdentity, Recovered, RecoveryError, Store, StoreConfig, StoredReplica};
 pub use crate::transport::{Body, BoxFuture, Handler, Transport, TransportError};

@@ -11,18 +11,28 @@ const MAX_STARTS: usize = 1_024;
 
 /// One start of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Start {
-    pub(crate) boot: u64,
+pub struct Start {
+    /// Raised at each start.
+    pub boot: u64,
     /// Drawn at random, so that no two starts under one boot number are taken for one.
-    pub(crate) number: u64,
+    pub number: u64,
 }
 
 /// The latest starts of a directory, by boot number.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Starts(BTreeMap<u64, u64>);
+pub struct Starts(BTreeMap<u64, u64>);
+
+impl FromIterator<Start> for Starts {
+    fn from_iter<I: IntoIterator<Item = Start>>(starts: I) -> Self {
+        let mut all = Self::default();
+        starts.into_iter().for_each(|start| all.add(start));
+        all
+    }
+}
 
 impl Starts {
-    pub(crate) fn add(&mut self, start: Start) {
+    /// One more; the oldest makes room.
+    pub fn add(&mut self, start: Start) {
         self.0.insert(start.boot, start.number);
         while self.0.len() > MAX_STARTS {
             self.0.pop_first();
@@ -30,17 +40,18 @@ impl Starts {
     }
 
     /// Oldest first.
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Start> + '_ {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Start> + '_ {
         self.0.iter().map(|(&boot, &number)| Start { boot, number })
     }
 
-    pub(crate) fn latest(&self) -> Start {
+    /// The one that was added last; all zero without any.
+    pub fn latest(&self) -> Start {
         self.iter().last().unwrap_or_default()
     }
 
     /// Whether a start that somebody saw of this directory is none that it remembers, although it would: the directory
     /// was rolled back to before it.
-    pub(crate) fn lack(&self, seen: Start) -> bool {
+    pub fn lack(&self, seen: Start) -> bool {
         let is_older_than_all = self.0.keys().next().is_some_and(|&oldest| seen.boot < oldest);
         !is_older_than_all && self.0.get(&seen.boot) != Some(&seen.number)
     }
@@ -51,9 +62,7 @@ mod tests {
     use super::*;
 
     fn starts(numbers: impl IntoIterator<Item = (u64, u64)>) -> Starts {
-        let mut starts = Starts::default();
-        numbers.into_iter().for_each(|(boot, number)| starts.add(Start { boot, number }));
-        starts
+        numbers.into_iter().map(|(boot, number)| Start { boot, number }).collect()
     }
 
     #[test]

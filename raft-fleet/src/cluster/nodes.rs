@@ -2,17 +2,25 @@
 
 use std::sync::Arc;
 
-use super::{Cluster, Forgotten, Node, NodePhase, Refusal, Registration};
+use rafted_value::{DirectoryStart, DirectoryStarts};
+
+use super::{Cluster, Forgotten, MAX_GONE, Node, NodePhase, Refusal, Registration};
 
 impl Cluster {
     pub(super) fn register(&mut self, index: u64, now: u64, given: Registration) -> Result<(), Refusal> {
+        if self.gone.contains(&given.node_id) {
+            return Err(Refusal::Removed);
+        }
+        let starts: DirectoryStarts =
+            given.starts.iter().map(|&(boot, number)| DirectoryStart { boot, number }).collect();
+        let this = starts.latest();
         let existing = self.nodes.get(&given.node);
         let (phase, since, fenced) = match existing {
             None => (NodePhase::Active, now, Vec::new()),
             Some(node) if node.node_id == given.node_id => {
-                let repeated = node.boot == given.boot && node.start == given.start;
-                if given.boot <= node.boot && !repeated {
-                    return Err(Refusal::RolledBack { given: given.boot, registered: node.boot });
+                // Also of starts that never came here: a directory that was not rolled back has all of its own.
+                if starts.lack(DirectoryStart { boot: node.boot, number: node.number }) {
+                    return Err(Refusal::RolledBack { given: this.boot, registered: node.boot });
                 }
                 match node.phase {
                     NodePhase::Dead => (NodePhase::Active, now, node.fenced.clone()),
@@ -29,7 +37,8 @@ impl Cluster {
         };
         let node = Node {
             node_id: given.node_id,
-            boot: given.boot,
+            boot: this.boot,
+            number: this.number,
             start: given.start,
             zone: given.zone,
             address: given.address,
@@ -91,6 +100,9 @@ impl Cluster {
         if node.phase == NodePhase::Active && node.unreachable_since.is_none() {
             return Err(Refusal::NodeInUse);
         }
+        let memories = node.fenced.iter().chain([&node.node_id]);
+        self.gone.extend(memories);
+        self.gone.drain(..self.gone.len().saturating_sub(MAX_GONE));
         self.forget(index, Forgotten::Node(name.to_owned()));
         self.stop_waiting_for(index, name)
     }

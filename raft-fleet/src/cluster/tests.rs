@@ -56,7 +56,7 @@ fn register(node: &str, node_id: u64, boot: u64) -> Command {
     Command::Register(Registration {
         node: node.into(),
         node_id,
-        boot,
+        starts: (1..=boot).map(|boot| (boot, boot * 100)).collect(),
         start: boot * 10,
         zone: format!("z{}", node_id % 2),
         address: "127.0.0.1:1".into(),
@@ -91,14 +91,52 @@ fn cleaned_up(node: &str, group: &str, incarnation: u64) -> Command {
 }
 
 #[test]
-fn a_boot_number_must_rise_and_a_repeated_registration_may_not() {
+fn a_directory_is_refused_that_does_not_know_of_its_registered_start() {
+    let with = |starts: &[(u64, u64)]| {
+        let Command::Register(given) = register("n1", 101, 1) else { unreachable!() };
+        Command::Register(Registration { starts: starts.to_vec(), ..given })
+    };
     let mut run = Run::with_nodes(1);
-    run.done(register("n1", 101, 1));
-    run.done(register("n1", 101, 5));
-    assert_eq!(run.refused(register("n1", 101, 4)), Refusal::RolledBack { given: 4, registered: 5 });
-    let Command::Register(other_start) = register("n1", 101, 5) else { unreachable!() };
-    let other_start = Command::Register(Registration { start: 51, ..other_start });
-    assert_eq!(run.refused(other_start), Refusal::RolledBack { given: 5, registered: 5 });
+    run.done(with(&[(1, 100)]));
+    run.done(with(&[(1, 100), (2, 200), (3, 300)]));
+    run.done(with(&[(1, 100), (2, 200), (3, 300)]));
+    assert_eq!(run.cluster.node("n1").unwrap().boot, 3);
+    let refused = |given, registered| Refusal::RolledBack { given, registered };
+    assert_eq!(run.refused(with(&[(1, 100)])), refused(1, 3), "a copy from before");
+    assert_eq!(run.refused(with(&[(1, 100), (2, 201), (3, 301)])), refused(3, 3), "started since, twice");
+    assert_eq!(run.refused(with(&[(1, 100), (2, 201), (3, 301), (4, 401)])), refused(4, 3), "and once more");
+    let crashed = [(1, 100), (2, 200), (3, 300), (4, 400), (5, 500), (6, 600), (7, 700)];
+    run.done(with(&crashed));
+    assert_eq!(run.refused(with(&crashed[..6])), refused(6, 7), "starts before their registration count, too");
+    let long: Vec<_> = (3..2_000).map(|boot| (boot, boot * 100)).collect();
+    run.done(with(&long));
+}
+
+#[test]
+fn a_removed_memory_never_comes_back_nor_do_those_that_its_name_had_before() {
+    let mut run = Run::with_nodes(2);
+    run.done(reachable("n1", 101, false));
+    run.done(replacing("n1", 999));
+    run.done(Command::Drain { node: "n1".into() });
+    run.done(Command::RemoveNode { node: "n1".into() });
+    for memory in [101, 999] {
+        assert_eq!(run.refused(register("n1", memory, 2)), Refusal::Removed);
+        assert_eq!(run.refused(replacing("n1", memory)), Refusal::Removed);
+    }
+    run.done(register("n1", 1_000, 1));
+    run.done(register("n2", 102, 2));
+}
+
+#[test]
+fn removed_memories_are_bounded() {
+    let mut run = Run::default();
+    for memory in 1..=MAX_GONE as u64 + 1 {
+        run.done(register("n1", memory, 1));
+        run.done(Command::Drain { node: "n1".into() });
+        run.done(Command::RemoveNode { node: "n1".into() });
+    }
+    assert_eq!(run.refused(register("n1", 2, 1)), Refusal::Removed);
+    run.done(register("n1", 1, 1));
 }
 
 #[test]
@@ -300,7 +338,8 @@ fn a_copy_that_follows_now_and_then_is_equal() {
                 copy.follow(rafted_value::decode(&bytes).unwrap());
                 copy.follow(delta);
             }
-            assert_eq!(*copy, run.cluster, "seed {seed}");
+            let all_but_gone = Cluster { gone: VecDeque::new(), ..run.cluster.clone() };
+            assert_eq!(*copy, all_but_gone, "seed {seed}");
         }
     }
 }

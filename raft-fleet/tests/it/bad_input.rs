@@ -4,7 +4,7 @@ use raft_fleet::batched_comm::BindError;
 use raft_fleet::rafted_value::StoreError;
 use raft_fleet::{Fleet, FleetError, NodeFailure};
 
-use crate::harness::{World, refused, shutdown_all, start, within};
+use crate::harness::{World, copy_directory, refused, shutdown_all, start, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_in_use_a_foreign_certificate_and_missing_settings_are_told_at_once() {
@@ -79,17 +79,4 @@ async fn a_directory_that_was_rolled_back_is_refused() {
     let error = refused(again).await;
     assert!(matches!(error, FleetError::Refused(NodeFailure::RolledBack { .. })), "{error}");
     shutdown_all(fleets).await;
-}
-
-fn copy_directory(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_directory(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

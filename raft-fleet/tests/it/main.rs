@@ -8,4 +8,5 @@ mod bad_input;
 mod bootstrap;
 mod failures;
 mod groups;
+mod returning;
 mod seeds;

@@ -7,13 +7,18 @@ use tokio::sync::watch;
 
 use super::Store;
 use crate::error::StoreError;
-use crate::starts::Start;
+use crate::starts::{Start, Starts};
 use crate::status::ReplicaId;
 
 /// Other nodes whose starts are remembered: far more than ever were members of one node's groups.
 const MAX_SEEN: usize = 16_384;
 
 impl Store {
+    /// The starts of this directory, this one the latest: what tells whether it was rolled back. In memory, there is one.
+    pub fn starts(&self) -> &Starts {
+        &self.inner.starts
+    }
+
     /// The number of this node's memory, and this start of it.
     pub(crate) fn this_start(&self) -> (u64, Start) {
         (self.inner.node_id, self.inner.starts.latest())
