@@ -186,4 +186,6 @@ impl Bootstrap {
 }
 
 #[cfg(test)]
+mod exploring;
+#[cfg(test)]
 mod tests;
