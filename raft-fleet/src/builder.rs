@@ -290,7 +290,7 @@ impl FleetBuilder {
         if let Some(refused) = memory.get().refused {
             return Err(refused.failure(&self.name).into());
         }
-        let list = SeedList::new(self.seeds.into_iter().map(Seed::Address));
+        let list = SeedList::new(self.seeds.into_iter().map(Seed::from));
         let sources = [Arc::new(list) as Arc<dyn Discovery>].into_iter().chain(self.discoveries).collect();
         let seeds = Seeds::new(endpoint.name().clone(), sources);
         let expected_nodes = self.bootstrap_expect.unwrap_or(1) as usize;

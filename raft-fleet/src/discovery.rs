@@ -8,7 +8,6 @@
 //!
 //! Nothing is kept from one look to the next: who asks again sees what has changed.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -179,13 +178,6 @@ impl Found {
 
 fn too_many(found: usize) -> Option<DiscoveryError> {
     (found > MAX_SEEDS).then_some(DiscoveryError::TooMany { found, used: MAX_SEEDS })
-}
-
-impl fmt::Display for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} seeds", self.seeds.len())?;
-        self.problems.iter().try_for_each(|problem| write!(f, "; {problem}"))
-    }
 }
 
 /// The addresses of all, in their order.

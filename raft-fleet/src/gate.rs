@@ -10,7 +10,8 @@
 //! numbered at random, so that a copy that was started again has others in their place. They answer from their
 //! stored copy of the cluster's nodes, without taking part themselves, so that a full restart does not wait for
 //! itself. A registration reaches every voter within milliseconds of its commit, and each stores it; it is missed
-//! only if every voter that saw it is down, too.
+//! only if every voter that saw it is down, too. What cannot be told so is a copy that was made during the last start
+//! that was registered, while that one ran.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -208,7 +208,7 @@ async fn find_seeds(node: &Node, patience: Duration) -> Result<Try, NodeFailure>
             return Err(NodeFailure::NameInUse { name, address });
         }
     }
-    Ok(outcome(&probes))
+    Ok(outcome(node, &probes))
 }
 
 type Probe = (SocketAddr, Result<NodeName, ConnectError>);
@@ -228,10 +228,12 @@ async fn probe_seeds(node: &Node, patience: Duration, is_wanted: impl Fn(&Socket
     probes
 }
 
-fn outcome(probes: &[Probe]) -> Try {
+/// A seed may be this node itself, under another address.
+fn outcome(node: &Node, probes: &[Probe]) -> Try {
+    let is_other = |(_, probe): &Probe| probe.as_ref().is_ok_and(|name| *name != node.name);
     let failures =
         probes.iter().filter_map(|(seed, probe)| Some((seed.to_string(), probe.as_ref().err()?.to_string())));
-    Try { answered: probes.iter().any(|(_, probe)| probe.is_ok()), failures: failures.collect() }
+    Try { answered: probes.iter().any(is_other), failures: failures.collect() }
 }
 
 /// Whether anything came of the answers. That a cluster is there counts before that one is being made.
@@ -316,7 +318,7 @@ pub(crate) async fn look_around(node: &Node, own: ClusterKey) -> Result<(), Node
 /// Meets the seeds; an error when some belong to another cluster, and none to this one.
 pub(crate) async fn check_seeds(node: &Node, own: ClusterKey, patience: Duration) -> Result<Try, NodeFailure> {
     let probes = probe_seeds(node, patience, |_| true).await;
-    let tried = outcome(&probes);
+    let tried = outcome(node, &probes);
     let foreign = probes.iter().find_map(|(_, probe)| match probe {
         Err(ConnectError::Refused { refusal: Refusal::OtherCluster { given, own: theirs }, .. }) => {
             Some(if given.id == own.id && given.generation == own.generation { theirs.id } else { given.id })

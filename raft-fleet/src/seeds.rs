@@ -111,7 +111,7 @@ impl Seeds {
         if let Some(next) = next {
             tracing::warn!(
                 node = %self.node,
-                "no other node has answered for {:?}: {tried}; trying on, and telling it again in {:?}",
+                "no other node has answered for {:?}: {tried}; trying again now, and telling it again in {:?}",
                 next.lasts, next.again_in
             );
         }
@@ -136,7 +136,11 @@ impl fmt::Display for Try {
         if self.failures.is_empty() {
             return f.write_str("no seed but this node itself is known, and nobody has come");
         }
-        let failures = self.failures.iter().map(|(who, what)| format!("{who} ({what})"));
+        // Many errors name who it was.
+        let failures = self
+            .failures
+            .iter()
+            .map(|(who, what)| if what.starts_with(who) { what.clone() } else { format!("{who} ({what})") });
         f.write_str(&list(failures))
     }
 }
@@ -223,9 +227,9 @@ mod tests {
 
     #[test]
     fn who_was_tried_is_told_with_what_happened() {
-        let failures = (0..10).map(|at| (format!("n{at}"), "gone".to_owned())).collect();
-        let told = Try { answered: false, failures }.to_string();
-        assert!(told.starts_with("n0 (gone), n1 (gone), ") && told.ends_with("n7 (gone), and 2 more"), "{told}");
+        let failed = |at| (format!("n{at}"), if at == 1 { "n1 is gone" } else { "gone" }.to_owned());
+        let told = Try { answered: false, failures: (0..10).map(failed).collect() }.to_string();
+        assert!(told.starts_with("n0 (gone), n1 is gone, ") && told.ends_with("n7 (gone), and 2 more"), "{told}");
         assert!(Try::default().to_string().contains("no seed"));
     }
 }

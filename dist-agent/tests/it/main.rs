@@ -7,6 +7,7 @@ mod agents_in_process;
 mod bad_starts;
 mod cluster_over_http;
 mod errors_over_http;
+mod joining;
 #[cfg(unix)]
 mod failing_disk;
 mod stopping;

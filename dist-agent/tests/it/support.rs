@@ -109,6 +109,12 @@ impl NodeProcess {
         self.arguments[at + 1].clone()
     }
 
+    /// Waits until it has logged this.
+    pub fn wait_until_logged(&self, text: &str) {
+        let log = || std::fs::read_to_string(&self.log).unwrap_or_default();
+        until(START, text, || log().contains(text).then_some(()));
+    }
+
     pub fn wait_until_ready(&self) {
         let ready = || self.client.try_get("/readyz").filter(|response| response.status == 200);
         let ended = || std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -123,7 +129,7 @@ impl NodeProcess {
 /// A cluster of processes.
 pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Cluster {
@@ -132,7 +138,7 @@ impl Cluster {
         let directory = tempfile::tempdir().unwrap();
         let addresses: Vec<(SocketAddr, SocketAddr)> = (0..count).map(|_| (free_udp(), free_tcp())).collect();
         let nodes = (0..count).map(|at| node(directory.path(), at, &addresses, in_memory, more)).collect();
-        let mut cluster = Self { nodes, _directory: directory };
+        let mut cluster = Self { nodes, directory };
         for node in &mut cluster.nodes {
             node.start();
         }
@@ -140,6 +146,22 @@ impl Cluster {
             node.wait_until_ready();
         }
         cluster
+    }
+
+    /// One more node in memory, which is told this of the others; it is not started yet.
+    pub fn joiner(&self, name: &str, seeds: &[&str]) -> NodeProcess {
+        let (listen, http) = (free_udp().to_string(), free_tcp());
+        let tls = self.nodes[0].argument_after("--dev-tls");
+        let own =
+            ["node", "--name", name, "--memory", "--listen", &listen, "--http", &http.to_string(), "--dev-tls", &tls];
+        let arguments = own.iter().chain(seeds).map(|&argument| argument.to_owned()).collect();
+        let log = self.directory.path().join(format!("{name}.log"));
+        NodeProcess { name: name.to_owned(), arguments, log, process: None, client: Client::new(http) }
+    }
+
+    /// Where files of a test may be.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn client(&self, at: usize) -> &Client {

@@ -8,7 +8,8 @@ use rafted_value::{Clock as _, CommandError, MAX_OPEN_SERIALS, NotHappened};
 use tempfile::TempDir;
 
 use super::*;
-use crate::cluster::{Command, Refusal, Reply};
+use crate::cluster::{Command, Refusal, Registration, Reply};
+use crate::error::NodeFailure;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -75,4 +76,33 @@ async fn a_change_of_the_cluster_waits_for_a_free_serial_no_longer_than_it_may_t
     drop(open);
     assert_eq!(drain(DEADLINE).await.unwrap(), Reply::Refused(Refusal::NodeNotFound));
     world.stop_all(fleets).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_stops_for_good_when_a_copy_of_its_directory_has_registered_a_later_start() {
+    let world = World::new(1);
+    let fleets = world.start_all().await;
+    let node = fleets[0].node();
+    let own: Vec<_> = node.store.starts().iter().map(|start| (start.boot, start.number)).collect();
+    let (boot, number) = *own.last().unwrap();
+    let of_copy = Registration {
+        node: node.name.to_string(),
+        node_id: node.start.node_id,
+        starts: [&own[..], &[(boot + 1, number ^ 1)]].concat(),
+        start: 7,
+        zone: String::new(),
+        address: node.address.to_string(),
+        attributes: BTreeMap::new(),
+        replace: false,
+    };
+    let registered = node.cluster_command(Command::Register(of_copy), DEADLINE).await.unwrap();
+    assert!(matches!(registered, Reply::Done { .. }), "{registered:?}");
+    let failure = tokio::time::timeout(DEADLINE, fleets[0].failed()).await.expect("told in time");
+    let rolled_back = NodeFailure::RolledBack { given: boot, registered: boot + 1 };
+    assert_eq!(failure, rolled_back);
+    world.stop_all(fleets).await;
+    let store = Store::open(world.disk.path().join("n0"), "n0").await.unwrap();
+    let refused = Memory::open(&store).unwrap().get().refused.map(|refused| refused.failure("n0"));
+    assert_eq!(refused, Some(rolled_back));
+    store.close().await;
 }

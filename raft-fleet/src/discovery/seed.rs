@@ -38,6 +38,12 @@ pub struct SeedError {
     pub reason: &'static str,
 }
 
+impl From<SocketAddr> for Seed {
+    fn from(address: SocketAddr) -> Self {
+        Self::Address(address)
+    }
+}
+
 impl FromStr for Seed {
     type Err = SeedError;
 
