@@ -2,7 +2,6 @@
 //! votes, else from a node whose replica does, resumed by index.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,13 +185,8 @@ pub(crate) async fn draw_consequences(node: &Arc<Node>) {
 fn update_peers(node: &Node, before: &Cluster, after: &Cluster) {
     for (name, record) in after.nodes().filter(|(name, _)| !node.is_here(name)) {
         let changed = before.node(name).is_none_or(|old| old.address != record.address);
-        if let (true, Ok(peer), Ok(address)) = (changed, name.parse::<NodeName>(), record.address.parse::<SocketAddr>())
-        {
-            // The state may be older than what was heard when this node looked for the others.
-            let met: Option<SocketAddr> = node.contacts.get().remove(name).and_then(|met| met.parse().ok());
-            let mut addresses = vec![address];
-            addresses.extend(met.filter(|met| *met != address));
-            node.endpoint.set_peer(&peer, addresses);
+        if let (true, Ok(peer), Ok(address)) = (changed, name.parse::<NodeName>(), record.address.parse()) {
+            node.endpoint.set_peer(&peer, vec![address]);
         }
     }
     for (name, _) in before.nodes().filter(|(name, _)| after.node(name).is_none()) {
@@ -218,21 +212,22 @@ async fn remember(node: &Node, cluster: &Cluster) {
     }
 }
 
-/// Whether this node is still itself in the cluster's eyes.
+/// Whether this node is still itself in the cluster's eyes. What a copy of the state lacks or has in its place ends this
+/// run only: whether the directory may be used again, the cluster group says when the node registers.
 async fn judge_self(node: &Node, before: &Cluster, after: &Cluster) {
     let name = node.name.as_str();
-    let failure = match (before.node(name), after.node(name)) {
-        (Some(old), None) if old.start == node.start.start => NodeFailure::Removed,
+    match (before.node(name), after.node(name)) {
+        (Some(old), None) if old.start == node.start.start => node.fail(NodeFailure::Removed),
         (_, Some(record)) if node.is_running() && record.node_id != node.start.node_id => {
-            NodeFailure::Fenced { name: name.to_owned() }
+            node.fail(NodeFailure::Fenced { name: name.to_owned() });
         }
         // A copy of the directory runs elsewhere, and has come later.
         (_, Some(record)) if node.is_running() && node.has_forgotten(start_of(record)) => {
-            NodeFailure::RolledBack { given: node.start.boot, registered: record.boot }
+            let failure = NodeFailure::RolledBack { given: node.start.boot, registered: record.boot };
+            node.fail_for_good(failure).await;
         }
-        _ => return,
-    };
-    node.fail_for_good(failure).await;
+        _ => {}
+    }
 }
 
 fn start_of(record: &cluster::Node) -> Start {

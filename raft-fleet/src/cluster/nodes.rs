@@ -18,7 +18,7 @@ impl Cluster {
         let (phase, since, fenced) = match existing {
             None => (NodePhase::Active, now, Vec::new()),
             Some(node) if node.node_id == given.node_id => {
-                // Also of starts that never came here: a directory that was not rolled back has all of its own.
+                // A directory that was not rolled back has all of its starts, also those that never came here.
                 if starts.lack(DirectoryStart { boot: node.boot, number: node.number }) {
                     return Err(Refusal::RolledBack { given: this.boot, registered: node.boot });
                 }
