@@ -12,6 +12,7 @@ mod settings;
 mod seeing;
 mod answering;
 mod participation;
+mod sleeping;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -28,6 +29,7 @@ use self::changes::Succession;
 pub(crate) use self::participation::Part;
 use self::participation::Participation;
 pub(crate) use self::queries::check_length;
+pub use self::sleeping::Rest;
 use crate::admission;
 use crate::any_value::ValueFactory;
 use crate::change;
@@ -50,6 +52,7 @@ use crate::roster;
 use crate::rpc::{Answer, ClusterTag};
 use crate::runtime::{self, watch};
 use crate::sender::Sender;
+use crate::sleeper::Sleeper;
 use crate::snapshot::ReadError as SnapshotError;
 use crate::status::{LogPosition, Member, ReplicaId, Role};
 use crate::store::Store;
@@ -87,6 +90,7 @@ struct Inner {
     /// Keeps the directory locked and the apply threads alive.
     store: Store,
     raft: Raft,
+    sleeper: Arc<Sleeper>,
     shared: Arc<Shared>,
     installer: Installer,
     /// What openraft's core runs with.
@@ -175,8 +179,13 @@ impl UntypedReplica {
         let config =
             config.validate().map_err(|error| StartError::Raft { group: group.clone(), reason: error.to_string() })?;
         let sender = Sender::new(spec.cluster, &group, spec.replica, spec.incarnation);
-        let network =
-            Network { sender: sender.clone(), traffic: store.traffic().clone(), transport: transport.clone() };
+        let asleep = Arc::new(AtomicBool::new(false));
+        let network = Network {
+            sender: sender.clone(),
+            traffic: store.traffic().clone(),
+            transport: transport.clone(),
+            asleep: asleep.clone(),
+        };
         let log = LogStore::new(store.wal().clone(), spec.replica.get(), store.threads().clone()).claiming(claim);
         let raft = Raft::new(spec.replica.get(), Arc::new(config), network, log, machine)
             .await
@@ -188,6 +197,7 @@ impl UntypedReplica {
             snapshots,
             unreadable: Unreadable::default(),
         };
+        let sleeper = Arc::new(Sleeper::new(raft.clone(), store.clock().clone(), asleep));
         let (proposals, proposal_queue) = mpsc::unbounded_channel();
         let limits = Limits::new();
         let (reads, read_queue) = mpsc::channel(queries::MAX_QUEUED);
@@ -211,7 +221,8 @@ impl UntypedReplica {
         runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), roster, aside, proposal_queue));
         let freshness = Arc::new(Freshness::default());
         runtime::spawn_on(&mut tasks, freshness::run(peers, reads.clone(), shared.clone(), freshness.clone()));
-        let reader = reader::run(raft.clone(), shared.clone(), store.threads().clone(), read_queue);
+        let (wakes, threads) = (sleeper.clone(), store.threads().clone());
+        let reader = reader::run(raft.clone(), shared.clone(), wakes, threads, read_queue);
         runtime::spawn_on(&mut tasks, reader);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -219,6 +230,7 @@ impl UntypedReplica {
                 sender,
                 store: store.clone(),
                 raft,
+                sleeper,
                 shared,
                 installer,
                 core_config,
@@ -285,6 +297,7 @@ impl UntypedReplica {
     /// Proposes an encoded command; only the leader takes it. The reply comes once it is durable on a majority
     /// and applied here.
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Bytes, ProposeError> {
+        self.inner.sleeper.stir_leader();
         let config = self.inner.shared.config();
         let max_bytes = config.max_command_bytes();
         let bytes = command.len().saturating_sub(HEADER_BYTES);
@@ -360,6 +373,7 @@ impl UntypedReplica {
         expected: Option<LogPosition>,
         decided_at: u64,
     ) -> Result<(), MembersError> {
+        self.inner.sleeper.stir();
         membership::change(&self.inner.raft, &self.status(), change, expected, decided_at).await
     }
 
@@ -390,6 +404,7 @@ impl UntypedReplica {
                 "{to} does not answer, or lacks entries; wait until it has them"
             )));
         }
+        self.inner.sleeper.stir();
         let asked = self.inner.raft.trigger().transfer_leader(to.get()).await;
         asked.map_err(|error| MembersError::Unknown(error.to_string()))
     }
@@ -400,6 +415,7 @@ impl UntypedReplica {
         if self.part() != Part::Takes {
             return;
         }
+        self.inner.sleeper.stir();
         // A stopped replica elects nobody.
         let _ = self.inner.raft.trigger().elect(true).await;
     }

@@ -34,6 +34,7 @@ mod hook_runner;
 mod freshness;
 mod peers;
 mod reader;
+mod sleeper;
 mod installer;
 mod network;
 mod log_store;
@@ -84,7 +85,7 @@ pub use crate::error::{
     CommandError, DeleteError, InitializeError, MembersError, MembershipError, NotHappened, QueryError, StartError,
     StoreError, UnknownOutcome,
 };
-pub use crate::group::{ReplicaSpec, StatusChanges, UntypedReplica, wrong_replica};
+pub use crate::group::{ReplicaSpec, Rest, StatusChanges, UntypedReplica, wrong_replica};
 pub use crate::hook::{AppliedCommand, LeaderHook, Leading};
 pub use crate::inspection::{
     Finding, InspectedRecord, InspectedReplica, InspectedVote, Inspection, RecordContent, Verification,

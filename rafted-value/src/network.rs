@@ -5,7 +5,7 @@ mod sending;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -36,6 +36,8 @@ pub(crate) struct Network {
     pub(crate) transport: Arc<dyn Transport>,
     /// What all senders of snapshots of this node share.
     pub(crate) traffic: Arc<Traffic>,
+    /// While the group sleeps, nobody is tried again and again.
+    pub(crate) asleep: Arc<AtomicBool>,
 }
 
 /// The client for one other replica.
@@ -45,6 +47,7 @@ pub(crate) struct Client {
     node: String,
     transport: Arc<dyn Transport>,
     traffic: Arc<Traffic>,
+    asleep: Arc<AtomicBool>,
     /// That it cannot read a snapshot is said once.
     warned_unreadable: AtomicBool,
 }
@@ -59,6 +62,7 @@ impl RaftNetworkFactory<Types> for Network {
             node: node.name.clone(),
             transport: self.transport.clone(),
             traffic: self.traffic.clone(),
+            asleep: self.asleep.clone(),
             warned_unreadable: AtomicBool::new(false),
         }
     }
@@ -211,10 +215,14 @@ impl RaftNetworkV2<Types> for Client {
     }
 
     fn backoff(&self) -> Option<Backoff> {
-        Some(Backoff::new(BACKOFF_STEPS.into_iter().chain(std::iter::repeat(BACKOFF_MAX))))
+        let asleep = self.asleep.clone();
+        let steps = BACKOFF_STEPS.into_iter().chain(std::iter::repeat(BACKOFF_MAX));
+        Some(Backoff::new(steps.map(move |step| if asleep.load(Ordering::Acquire) { BACKOFF_ASLEEP } else { step })))
     }
 }
 
 /// While a peer is unreachable; the transport itself waits for a connection within a call's timeout.
 const BACKOFF_STEPS: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50)];
 const BACKOFF_MAX: Duration = Duration::from_millis(100);
+/// In a sleeping group: whoever wakes it for a member that can be reached again has that one tried at once.
+const BACKOFF_ASLEEP: Duration = Duration::from_secs(60);

@@ -96,6 +96,11 @@ impl Limits {
         Self { under_way: Arc::default(), bytes: Arc::new(Semaphore::new(MAX_BYTES_UNDER_WAY)) }
     }
 
+    /// Whether any command is under way.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) > 0
+    }
+
     /// Room for a command of so many bytes, if there is any and at most so many others are under way.
     pub(crate) fn take(&self, bytes: usize, max_commands: usize) -> Option<Room> {
         let bytes = u32::try_from(bytes).ok()?;

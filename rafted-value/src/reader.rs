@@ -7,12 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::linearizable_read::Linearizer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::{NotHappened, QueryError};
 use crate::machine::{Raft, Shared};
 use crate::openraft_types::Types;
+use crate::sleeper::Sleeper;
 use crate::stats;
 use crate::status::{Member, ReplicaId};
 use crate::threads::Threads;
@@ -21,6 +23,9 @@ use crate::threads::Threads;
 const MAX_ROUND: usize = 4_096;
 /// How often a round that waits for the value looks whether this still leads.
 const LEADERSHIP_CHECK: Duration = Duration::from_millis(100);
+
+/// A round that a sleeping leader has sent, and that lasts for so long, has lost a message.
+const SLOW_ROUND: Duration = Duration::from_millis(100);
 
 /// Why a query has no answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +76,13 @@ impl Read {
 }
 
 /// Runs until the queue's senders are gone.
-pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut queue: mpsc::Receiver<Read>) {
+pub(crate) async fn run(
+    raft: Raft,
+    shared: Arc<Shared>,
+    sleeper: Arc<Sleeper>,
+    threads: Threads,
+    mut queue: mpsc::Receiver<Read>,
+) {
     let mut round = Vec::new();
     // The queries of the round before run while this one's heartbeats are under way; no more than one round's do, so
     // that a value that is held by a long command does not gather threads.
@@ -82,7 +93,7 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
             continue;
         }
         stats::count(stats::READ_ROUNDS, shared.group());
-        let index = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        let index = match prove(&raft, &sleeper).await {
             Ok(linearizer) => linearizer.read_log_id().index(),
             Err(error) => {
                 refuse(round.drain(..), refusal_of(&error));
@@ -112,6 +123,25 @@ pub(crate) async fn run(raft: Raft, shared: Arc<Shared>, threads: Threads, mut q
                 }
             }
         }));
+    }
+}
+
+/// Proves that this is still the leader. One round of heartbeats does, and leaves a sleeping group asleep; where a message
+/// is lost, only a leader that is awake sends it again.
+async fn prove(
+    raft: &Raft,
+    sleeper: &Sleeper,
+) -> Result<Linearizer<Types>, RaftError<Types, LinearizableReadError<Types>>> {
+    let mut round = std::pin::pin!(raft.get_read_linearizer(ReadPolicy::ReadIndex));
+    if !sleeper.is_asleep() {
+        return round.await;
+    }
+    match tokio::time::timeout(SLOW_ROUND, &mut round).await {
+        Ok(proof) => proof,
+        Err(_) => {
+            sleeper.wake_leader();
+            round.await
+        }
     }
 }
 

@@ -194,6 +194,8 @@ pub struct Status {
     /// On a leader: the other replicas that have not answered for a while, and how long that is; without a time,
     /// one has not answered since this replica leads.
     pub unresponsive: BTreeMap<ReplicaId, Option<Duration>>,
+    /// Whether it sleeps: nothing happens in its group, and it costs nothing.
+    pub is_asleep: bool,
     /// The settings of the group, as far as this replica has applied; before the group has agreed on any, those with
     /// which this replica was started.
     pub config: GroupConfig,

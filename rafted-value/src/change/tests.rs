@@ -36,6 +36,7 @@ fn group(voters: u64) -> Status {
         applied: None,
         snapshot: None,
         unresponsive: BTreeMap::new(),
+        is_asleep: false,
         config: GroupConfig::default(),
         config_awaits_restart: false,
     }

@@ -45,6 +45,9 @@ impl UntypedReplica {
             return Answer::WrongReplica;
         }
         let exact = request.envelope.to.is_some();
+        if exact && let Some(answer) = self.stir_for(&request.body) {
+            return answer;
+        }
         match request.body {
             RequestBody::Append(append) if exact => self.append(append).await,
             RequestBody::Vote { vote, last, transfer } if exact => {
@@ -199,6 +202,9 @@ impl UntypedReplica {
         };
         if !self.is_for_me(&request.envelope) || request.envelope.to.is_none() || self.must_wait_for(&request.body) {
             return Answer::WrongReplica;
+        }
+        if let Some(answer) = self.stir_for(&request.body) {
+            return answer;
         }
         let RequestBody::Snapshot { vote, meta, id, offset } = request.body else {
             return Answer::NotHappened(NotHappened::Malformed("this request has no body".into()));

@@ -26,13 +26,14 @@ impl UntypedReplica {
         let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
         let members = members_of(&metrics.membership_config, &metrics.committed_membership_config);
         let limit = (self.inner.core_config.election().1 * SILENCE_IN_ELECTIONS).max(MIN_SILENCE);
-        let role = match (self.inner.removed.load(Ordering::Acquire), self.part(), role(&metrics, limit)) {
-            (true, ..) => Role::Removed,
-            (_, Part::RolledBack, _) => Role::RolledBack,
-            (_, _, Role::Stopped) => Role::Stopped,
-            (_, Part::Waits, _) => Role::Returning,
-            (_, Part::Takes, role) => role,
-        };
+        let role =
+            match (self.inner.removed.load(Ordering::Acquire), self.part(), role(&metrics, self.heard_limit(limit))) {
+                (true, ..) => Role::Removed,
+                (_, Part::RolledBack, _) => Role::RolledBack,
+                (_, _, Role::Stopped) => Role::Stopped,
+                (_, Part::Waits, _) => Role::Returning,
+                (_, Part::Takes, role) => role,
+            };
         let config = self.inner.shared.config();
         let matched = metrics
             .replication
@@ -49,7 +50,8 @@ impl UntypedReplica {
             applied: metrics.last_applied.map(position),
             snapshot: metrics.snapshot.map(position),
             matched: matched.collect(),
-            unresponsive: unresponsive(&metrics, limit),
+            unresponsive: unresponsive(&metrics, self.heard_limit(limit)),
+            is_asleep: self.is_asleep(),
             config_awaits_restart: self.inner.core_config.needs_restart_for(&config),
             config: GroupConfig::clone(&config),
         }
@@ -57,6 +59,15 @@ impl UntypedReplica {
 }
 
 impl UntypedReplica {
+    /// Nobody answers a sleeping leader, which asks nobody: only once it has been awake for so long does silence say
+    /// anything.
+    fn heard_limit(&self, limit: Duration) -> Duration {
+        match self.inner.sleeper.awake_for() {
+            Some(awake_for) if awake_for >= limit => limit,
+            _ => Duration::MAX,
+        }
+    }
+
     /// The newest members in its log, and the newest that it knows to be committed.
     pub(super) fn known_members(&self) -> [Members; 2] {
         let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
@@ -91,7 +102,7 @@ fn unresponsive(metrics: &Metrics, limit: Duration) -> BTreeMap<ReplicaId, Optio
     let answered = metrics.heartbeat.iter().flatten().filter(|(id, _)| **id != metrics.id);
     answered
         .map(|(id, answered)| (ReplicaId::new(*id), answered.map(|at| at.elapsed())))
-        .filter(|(_, silent_for)| silent_for.is_none_or(|silent| silent > limit))
+        .filter(|(_, silent_for)| silent_for.map_or(limit != Duration::MAX, |silent| silent > limit))
         .filter_map(|(id, silent_for)| Some((id?, silent_for)))
         .collect()
 }

@@ -24,7 +24,7 @@ use openraft::errors::{RPCError, Unreachable};
 use openraft::network::RPCTypes;
 use tokio::time::Instant;
 
-use super::Client;
+use super::{BACKOFF_ASLEEP, Client};
 use crate::openraft_types::{SnapshotMeta, Types, Vote};
 use crate::rpc::{Answer, RequestBody, SnapshotForm, SnapshotId};
 use crate::snapshot::{SnapshotBody, Traffic};
@@ -41,6 +41,8 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Before a receiver is asked again that has no room or is stopped.
 const LONG_PAUSE: Duration = Duration::from_millis(500);
+/// How often it is looked whether a sleeping group has woken.
+const ASLEEP_LOOK: Duration = Duration::from_secs(2);
 /// Before a receiver is asked again whose program cannot read the snapshot: somebody has to run another one.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(5);
 
@@ -74,6 +76,7 @@ impl Client {
                 // Nothing of it is there: the newest one is as good to send, once the receiver can be reached.
                 Err(error) if progress.offset == 0 => {
                     tokio::time::sleep(PAUSE).await;
+                    self.until_awake().await;
                     return Err(error);
                 }
                 Err(error) if progress.at.elapsed() >= GIVE_UP_AFTER => return Err(error),
@@ -86,6 +89,14 @@ impl Client {
                 }
             }
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// In a sleeping group, nobody waits for the member; it is tried now and then.
+    async fn until_awake(&self) {
+        let since = Instant::now();
+        while self.asleep.load(Ordering::Acquire) && since.elapsed() < BACKOFF_ASLEEP {
+            tokio::time::sleep(ASLEEP_LOOK).await;
         }
     }
 

@@ -22,6 +22,7 @@ mod rolled_back;
 mod settings;
 mod sharing;
 mod site;
+mod sleeping;
 mod snapshots;
 mod stale;
 mod staleness;

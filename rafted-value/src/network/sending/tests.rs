@@ -134,6 +134,7 @@ fn client(traffic: &Arc<Traffic>, receivers: &Arc<Receivers>, to: u64) -> Client
         node: format!("n{to}"),
         transport: Arc::new(Link(receivers.clone())),
         traffic: traffic.clone(),
+        asleep: Arc::default(),
         warned_unreadable: AtomicBool::new(false),
     }
 }
