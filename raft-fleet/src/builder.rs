@@ -36,6 +36,7 @@ use crate::routes::{Contacts, Routes};
 use crate::seeds::Seeds;
 use crate::service;
 use crate::view::View;
+use crate::waking::Waking;
 
 /// Events that a slow listener may fall behind before it misses some.
 const EVENT_BACKLOG: usize = 1_024;
@@ -303,6 +304,7 @@ impl FleetBuilder {
         let replicas = Arc::new(replicas);
         let (view, leaders, peers) = (Arc::new(View::new()), Arc::<Leaders>::default(), Arc::new(Peers::new()));
         let contacts = Arc::<Contacts>::default();
+        let waking = Arc::<Waking>::default();
         let routes = Routes {
             here: self.name.clone(),
             view: view.clone(),
@@ -310,13 +312,14 @@ impl FleetBuilder {
             leaders: leaders.clone(),
             peers: peers.clone(),
             contacts: contacts.clone(),
+            waking: waking.clone(),
             cluster_voters: self.config.cluster_voters(),
         };
         let carrier = Carrier { transport, peers: peers.clone() };
         let mut tasks = JoinSet::new();
         let mailbox_taken = |error: batched_comm::MailboxError| FleetError::Setting(error.to_string());
         let mailbox = endpoint.mailbox(FLEET_MAILBOX, service::MAILBOX_CAPACITY).map_err(mailbox_taken)?;
-        let router = Router { replicas: replicas.clone(), gate: gate.clone() };
+        let router = Router { replicas: replicas.clone(), gate: gate.clone(), waking: waking.clone() };
         serve(&endpoint, RAFT_MAILBOX, Arc::new(router), &mut tasks).map_err(mailbox_taken)?;
         let node = Arc::new(Node {
             name: endpoint.name().clone(),
@@ -339,6 +342,7 @@ impl FleetBuilder {
             replicas,
             leaders,
             peers,
+            waking,
             contacts,
             client: GroupClient::new(Arc::new(routes), Arc::new(carrier)),
             is_founder: AtomicBool::new(false),

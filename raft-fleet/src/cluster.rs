@@ -285,6 +285,11 @@ impl Cluster {
         self.nodes.iter().map(|(name, node)| (name, node.as_ref()))
     }
 
+    /// Whether the nodes are the same, in the same phases, as in another copy.
+    pub(crate) fn has_same_nodes(&self, other: &Self) -> bool {
+        self.nodes == other.nodes
+    }
+
     pub(crate) fn groups(&self) -> impl Iterator<Item = (&String, &Group)> {
         self.groups.iter().map(|(name, group)| (name, group.as_ref()))
     }

@@ -12,6 +12,7 @@ pub struct FleetConfig {
     purge_after: Duration,
     reconcile_interval: Duration,
     request_timeout: Duration,
+    sleep_after: Option<Duration>,
 }
 
 /// A setting outside its range.
@@ -38,6 +39,8 @@ impl Default for FleetConfig {
             reconcile_interval: Duration::from_secs(10),
             // Several elections, so that a failover is masked.
             request_timeout: Duration::from_secs(5),
+            // Longer than the pauses of whoever works with a group; short beside what an awake group costs.
+            sleep_after: Some(Duration::from_secs(5)),
         }
     }
 }
@@ -79,6 +82,16 @@ impl FleetConfig {
         Ok(self)
     }
 
+    /// After how long without a command a group sleeps, which then costs nothing until something happens: at least
+    /// 100 ms (default 5 s). `None`: never, which must hold on every node.
+    pub fn with_sleep_after(mut self, idle: Option<Duration>) -> Result<Self, ConfigError> {
+        if let Some(idle) = idle {
+            at_least("sleep_after", idle, Duration::from_millis(100), "at least 100 ms")?;
+        }
+        self.sleep_after = idle;
+        Ok(self)
+    }
+
     /// The settings of all groups.
     pub fn group(&self) -> &GroupConfig {
         &self.group
@@ -103,6 +116,11 @@ impl FleetConfig {
     pub fn request_timeout(&self) -> Duration {
         self.request_timeout
     }
+
+    /// After how long without a command a group sleeps; `None`: never.
+    pub fn sleep_after(&self) -> Option<Duration> {
+        self.sleep_after
+    }
 }
 
 fn at_least(setting: &'static str, given: Duration, least: Duration, allowed: &'static str) -> Result<(), ConfigError> {
@@ -123,6 +141,8 @@ mod tests {
         assert!(config().with_purge_after(Duration::ZERO).is_err());
         assert!(config().with_reconcile_interval(Duration::ZERO).is_err());
         assert!(config().with_request_timeout(Duration::ZERO).is_err());
+        assert!(config().with_sleep_after(Some(Duration::ZERO)).is_err());
+        assert_eq!(config().with_sleep_after(None).unwrap().sleep_after(), None);
         assert_eq!(config().with_cluster_voters(7).unwrap().cluster_voters(), 7);
     }
 }

@@ -264,6 +264,7 @@ impl Fleet {
         let state = match group.phase {
             GroupPhase::Forming { .. } | GroupPhase::Founded { .. } => GroupState::Forming,
             GroupPhase::Running if leader.is_none() => GroupState::Leaderless,
+            GroupPhase::Running if self.sleeps(name) => GroupState::Hibernating,
             GroupPhase::Running => GroupState::Running,
         };
         GroupInfo {
@@ -276,6 +277,11 @@ impl Fleet {
             term: heard.term,
             state,
         }
+    }
+
+    /// Whether this node's replica of a group, if it has one, sleeps.
+    fn sleeps(&self, group: &str) -> bool {
+        self.node().replicas.of_group(group).is_some_and(|hosted| hosted.replica.is_asleep())
     }
 
     /// The groups that this node leads.

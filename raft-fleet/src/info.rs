@@ -67,6 +67,8 @@ pub enum GroupState {
     Forming,
     /// It has a leader.
     Running,
+    /// It has a leader, and sleeps until something happens, as the replica on this node sees it.
+    Hibernating,
     /// This node knows of no leader.
     Leaderless,
 }

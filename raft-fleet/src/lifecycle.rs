@@ -16,6 +16,7 @@ use crate::cleanup::clean_up;
 use crate::error::NodeFailure;
 use crate::following::{draw_consequences, follow};
 use crate::founding::{found_groups, initialize_groups};
+use crate::hibernation::{call_the_roll, put_to_sleep, wake_groups};
 use crate::joining::join;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
@@ -36,6 +37,9 @@ pub(crate) fn spawn_tasks(node: &Arc<Node>, tasks: &mut JoinSet<()>) {
     supervise(tasks, node, "monitor", monitor);
     supervise(tasks, node, "revival", revive_replicas);
     supervise(tasks, node, "seeds", |node| async move { node.seeds.run().await });
+    supervise(tasks, node, "waking", wake_groups);
+    supervise(tasks, node, "sleep", put_to_sleep);
+    supervise(tasks, node, "roll call", call_the_roll);
     supervise(tasks, node, "peers", |node| async move { node.peers.run(&node.endpoint).await });
 }
 

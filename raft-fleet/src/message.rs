@@ -139,6 +139,45 @@ messages! {
         pub(crate) groups: Vec<Led>,
     }
 
+    /// These groups are at rest: may your replicas of them sleep?
+    pub(crate) struct Sleep {
+        pub(crate) beds: Vec<Bed>,
+    }
+
+    /// One replica, and what its leader has.
+    #[derive(Eq)]
+    pub(crate) struct Bed {
+        /// The replica that may sleep.
+        pub(crate) to: u64,
+        /// The leader, and its term.
+        pub(crate) leader: u64,
+        pub(crate) term: u64,
+        /// The last entry.
+        pub(crate) last: Position,
+    }
+
+    /// Which of them sleep now, in the same order.
+    pub(crate) struct Slept {
+        pub(crate) asleep: Vec<bool>,
+    }
+
+    /// Do these leaders still lead? From who hosts sleeping members of their groups.
+    pub(crate) struct RollCall {
+        pub(crate) sleepers: Vec<Sleeper>,
+    }
+
+    /// The leader that a sleeping member knows, and its term.
+    #[derive(Copy, Eq)]
+    pub(crate) struct Sleeper {
+        pub(crate) leader: u64,
+        pub(crate) term: u64,
+    }
+
+    /// Those that do not, by their place in the question.
+    pub(crate) struct RollAnswer {
+        pub(crate) not_leading: Vec<u32>,
+    }
+
     #[derive(Eq)]
     pub(crate) struct Led {
         pub(crate) group: String,
@@ -178,6 +217,8 @@ requests! {
     5 Follow => Followed,
     6 CreateReplica => Created,
     7 Membership => GroupMembers,
+    20 Sleep => Slept,
+    21 RollCall => RollAnswer,
 }
 
 impl Message for Released {

@@ -28,6 +28,7 @@ use crate::replicas::Replicas;
 use crate::routes::Contacts;
 use crate::seeds::Seeds;
 use crate::view::View;
+use crate::waking::Waking;
 
 /// How far a node has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,7 @@ pub(crate) struct Node {
     pub(crate) replicas: Arc<Replicas>,
     pub(crate) leaders: Arc<Leaders>,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) waking: Arc<Waking>,
     pub(crate) contacts: Arc<Contacts>,
     pub(crate) client: GroupClient,
     /// Whether this process took part in making the cluster.

@@ -34,7 +34,8 @@ const BETWEEN_TRANSFERS: Duration = Duration::from_secs(3);
 
 /// What the loop keeps for each group that this node leads.
 struct Due {
-    at: Instant,
+    /// `None` while the group sleeps, and nothing was to be done: until it wakes, or the nodes change.
+    at: Option<Instant>,
     running: bool,
     /// From when on the leadership may be handed on.
     may_transfer: Instant,
@@ -52,6 +53,7 @@ struct Desk {
 /// Never ends by itself.
 pub(crate) async fn reconcile(node: Arc<Node>) {
     let mut view = node.view.subscribe();
+    let mut before = view.borrow_and_update().clone();
     let mut silent = node.peers.subscribe();
     let mut peers = node.endpoint.events();
     let mut desk = Desk::new(node.clone());
@@ -65,8 +67,12 @@ pub(crate) async fn reconcile(node: Arc<Node>) {
         tokio::select! {
             replicas = node.replicas.dirty.take() => desk.observe(replicas),
             Ok(()) = view.changed() => {
-                view.borrow_and_update();
-                desk.all_due();
+                let after = view.borrow_and_update().clone();
+                // What is new of groups comes with their leaders.
+                if !after.has_same_nodes(&before) {
+                    desk.all_due();
+                }
+                before = after;
             }
             Ok(()) = silent.changed() => {
                 silent.borrow_and_update();
@@ -96,7 +102,7 @@ impl Desk {
         if self.steps.len() >= STEPS_AT_ONCE {
             return idle;
         }
-        self.due.values().filter(|due| !due.running).map(|due| due.at).min().unwrap_or(idle)
+        self.due.values().filter(|due| !due.running).filter_map(|due| due.at).min().unwrap_or(idle)
     }
 
     /// Looks at replicas whose status may have changed.
@@ -105,8 +111,8 @@ impl Desk {
         let led = self.ledger.observe(&self.node, &replicas);
         self.due.retain(|id, _| self.ledger.leads(*id));
         for id in led {
-            let due = Due { at: now, running: false, may_transfer: now + BETWEEN_TRANSFERS / 3 };
-            self.due.entry(id).or_insert(due).at = now;
+            let due = Due { at: None, running: false, may_transfer: now + BETWEEN_TRANSFERS / 3 };
+            self.due.entry(id).or_insert(due).at = Some(now);
         }
     }
 
@@ -114,7 +120,7 @@ impl Desk {
     fn all_due(&mut self) {
         let now = Instant::now();
         for due in self.due.values_mut() {
-            due.at = now;
+            due.at = Some(now);
         }
     }
 
@@ -125,12 +131,13 @@ impl Desk {
             if self.steps.len() >= STEPS_AT_ONCE {
                 return;
             }
-            if due.running || due.at > now {
+            if due.running || due.at.is_none_or(|at| at > now) {
                 continue;
             }
             due.running = true;
+            let sleeps = self.node.replicas.get(id).is_some_and(|hosted| hosted.replica.is_asleep());
             // Spread out, so that the groups of a node are not looked at all at once.
-            due.at = now + interval.mul_f64(rand::random_range(0.75..1.25));
+            due.at = (!sleeps).then(|| now + interval.mul_f64(rand::random_range(0.75..1.25)));
             let (node, may_transfer) = (self.node.clone(), now >= due.may_transfer);
             let step = self.steps.spawn(async move { step::take(&node, id, may_transfer).await });
             self.stepping.insert(step.id(), id);
@@ -160,6 +167,6 @@ impl Desk {
             Outcome::Waiting => now + SOON,
             Outcome::Failed => now + AFTER_FAILURE.mul_f64(rand::random_range(0.5..1.5)),
         };
-        due.at = due.at.min(again);
+        due.at = Some(due.at.map_or(again, |at| at.min(again)));
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::bootstrap::Bootstrap;
 use crate::cluster::{CLUSTER_GROUP, Cluster, Command, NodePhase, Refusal, Registration, Reply};
 use crate::error::NodeFailure;
+use crate::hibernation::start_asleep;
 use crate::joining::{MAX_PATIENCE, check_seeds, look_around};
 use crate::message::{LastStart, Start};
 use crate::node::{Node, Progress};
@@ -196,8 +197,12 @@ fn registration(node: &Node) -> Registration {
 async fn start_replicas(node: &Arc<Node>) {
     let stored = node.replicas.stored().into_iter();
     let starts = stored.filter(|stored| node.replicas.get(stored.replica).is_none()).map(|stored| async move {
-        if let Err(error) = node.replicas.start(stored.replica).await {
-            tracing::error!(group = %stored.group, replica = %stored.replica, %error, "a stored replica did not start");
+        match node.replicas.start(stored.replica).await {
+            Ok(hosted) => start_asleep(node, &hosted),
+            Err(error) => {
+                let (group, replica) = (&stored.group, stored.replica);
+                tracing::error!(%group, %replica, %error, "a stored replica did not start");
+            }
         }
     });
     futures_util::stream::iter(starts).buffer_unordered(STARTS_AT_ONCE).for_each(|()| async {}).await;

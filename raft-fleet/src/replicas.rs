@@ -168,6 +168,12 @@ impl Replicas {
         self.read(|running| running.by_id.values().cloned().collect())
     }
 
+    /// The groups' replicas that do not sleep; the cluster group's never does.
+    pub(crate) fn awake(&self) -> Vec<Hosted> {
+        let is_awake = |hosted: &&Hosted| !hosted.replica.is_asleep() && !hosted.is_cluster();
+        self.read(|running| running.by_id.values().filter(is_awake).cloned().collect())
+    }
+
     /// What the store holds of a group, running or not.
     pub(crate) fn stored(&self) -> Vec<StoredReplica> {
         self.store.replicas()
@@ -224,6 +230,8 @@ impl Replicas {
         let id = hosted.id();
         let mut changes = hosted.replica.status_changes();
         let dirty = self.dirty.clone();
+        let woken = dirty.clone();
+        hosted.replica.on_wake(move || woken.mark(id));
         self.write(|running| {
             running.by_group.entry(hosted.group().to_owned()).or_default().push(id);
             running.by_id.insert(id, hosted);

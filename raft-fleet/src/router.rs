@@ -8,11 +8,14 @@ use rafted_value::{Body, BoxFuture, Handler, UntypedReplica, peek, wrong_replica
 
 use crate::gate::Gate;
 use crate::replicas::Replicas;
+use crate::waking::Waking;
 
 pub(crate) struct Router {
     pub(crate) replicas: Arc<Replicas>,
     /// Closed while this node's replica of the cluster group may not take part.
     pub(crate) gate: Gate,
+    /// Where it is said that somebody waits for a sleeping group.
+    pub(crate) waking: Arc<Waking>,
 }
 
 impl Router {
@@ -22,6 +25,9 @@ impl Router {
             Some(id) => self.replicas.get(id),
             None => self.replicas.of_group(&envelope.group),
         }?;
+        if envelope.to.is_none() && hosted.replica.misses_leader() {
+            self.waking.demand(hosted.id());
+        }
         let is_open = !hosted.is_cluster() || self.gate.is_open();
         is_open.then_some(hosted.replica)
     }

@@ -10,6 +10,7 @@ use crate::leaders::Leaders;
 use crate::peers::Peers;
 use crate::replicas::Replicas;
 use crate::view::View;
+use crate::waking::Waking;
 
 /// Nodes that were heard of, with their addresses, before the cluster's state told of them.
 #[derive(Debug, Default)]
@@ -34,6 +35,7 @@ pub(crate) struct Routes {
     pub(crate) leaders: Arc<Leaders>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) contacts: Arc<Contacts>,
+    pub(crate) waking: Arc<Waking>,
     pub(crate) cluster_voters: u32,
 }
 
@@ -45,6 +47,9 @@ impl Route for Routes {
     fn local(&self, group: &str) -> Option<UntypedReplica> {
         let hosted = self.replicas.of_group(group)?;
         let (_, incarnation) = self.identity(group)?;
+        if hosted.replica.misses_leader() {
+            self.waking.demand(hosted.id());
+        }
         (hosted.incarnation() == incarnation).then_some(hosted.replica)
     }
 

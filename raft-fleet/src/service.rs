@@ -11,9 +11,10 @@ use crate::bootstrap::{Event, Part};
 use crate::cleanup;
 use crate::cluster::{CLUSTER_GROUP, NodePhase};
 use crate::following;
+use crate::hibernation::{follow_to_sleep, lost_leader, not_leading};
 use crate::message::{
     CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading, Membership,
-    Namesake, Position, PromiseTaken, Released, Start, Where, WhoAreYou,
+    Namesake, Position, PromiseTaken, Released, RollAnswer, RollCall, Sleep, Slept, Start, Where, WhoAreYou,
 };
 use crate::node::Node;
 use crate::replicas::Detail;
@@ -51,6 +52,18 @@ async fn answer(node: Arc<Node>, incoming: Incoming) {
         Follow::TYPE => on::<Follow, _>(incoming, |follow| following::serve(&node, follow.since)).await,
         CreateReplica::TYPE => on::<CreateReplica, _>(incoming, |request| create_replica(&node, request)).await,
         Membership::TYPE => on::<Membership, _>(incoming, |question| members_of(&node, question)).await,
+        Sleep::TYPE => {
+            on::<Sleep, _>(incoming, |sleep: Sleep| {
+                std::future::ready(Slept { asleep: follow_to_sleep(&node, &sleep.beds) })
+            })
+            .await
+        }
+        RollCall::TYPE => {
+            on::<RollCall, _>(incoming, |roll: RollCall| {
+                std::future::ready(RollAnswer { not_leading: not_leading(&node, &roll.sleepers) })
+            })
+            .await
+        }
         Released::TYPE => match incoming.decode::<Released>() {
             Ok(released) => {
                 cleanup::released(&node, released).await;
@@ -60,6 +73,9 @@ async fn answer(node: Arc<Node>, incoming: Incoming) {
         },
         Leading::TYPE => incoming.decode::<Leading>().map_err(|error| error.to_string()).map(|leading| {
             for led in leading.groups {
+                if !led.leads {
+                    lost_leader(&node, &led.group, led.incarnation, led.term);
+                }
                 node.leaders.learn(from.as_str(), led);
             }
         }),

@@ -14,6 +14,8 @@ pub(crate) struct Sleeper {
     raft: Raft,
     clock: Arc<dyn Clock>,
     asleep: Arc<AtomicBool>,
+    /// The leader that it knows is not there any more: whoever asks for votes wakes it.
+    leader_gone: AtomicBool,
     /// Counts what would wake it.
     activity: AtomicU64,
     /// When something happened last, and when it woke last, in microseconds of the clock.
@@ -30,11 +32,20 @@ impl Sleeper {
         let now = AtomicU64::new(micros(clock.monotonic()));
         let woken_at = AtomicU64::new(now.load(Ordering::SeqCst));
         let (settling, on_wake) = (Mutex::default(), OnceLock::new());
-        Self { raft, clock, asleep, activity: AtomicU64::new(0), active_at: now, woken_at, settling, on_wake }
+        let (leader_gone, activity) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { raft, clock, asleep, leader_gone, activity, active_at: now, woken_at, settling, on_wake }
     }
 
     pub(crate) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_leader_gone(&self, is_gone: bool) {
+        self.leader_gone.store(is_gone, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_leader_gone(&self) -> bool {
+        self.leader_gone.load(Ordering::SeqCst)
     }
 
     /// For how long nothing has happened.
@@ -75,6 +86,7 @@ impl Sleeper {
         if !self.asleep.swap(false, Ordering::SeqCst) {
             return false;
         }
+        self.leader_gone.store(false, Ordering::SeqCst);
         let now = micros(self.clock.monotonic());
         self.active_at.store(now, Ordering::SeqCst);
         self.woken_at.store(now, Ordering::SeqCst);

@@ -77,6 +77,7 @@ impl Serving {
             term: group.term,
             state: match group.state {
                 GroupState::Running => "active",
+                GroupState::Hibernating => "hibernating",
                 GroupState::Forming | GroupState::Leaderless => "leaderless",
             },
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use raft_fleet::{GroupError, GroupState};
+use raft_fleet::{GroupError, GroupInfo, GroupState};
 
 use crate::harness::{Int, IntCommand, World, eventually, increment, leader, members, places, shutdown_all, value};
 
@@ -23,7 +23,8 @@ async fn five_groups_on_four_nodes_in_two_zones_count_from_any_node() {
     for fleet in &fleets {
         let all_run = || {
             let groups = fleet.groups();
-            (groups.len() == 5 && groups.iter().all(|group| group.state == GroupState::Running)).then_some(groups)
+            let runs = |group: &GroupInfo| matches!(group.state, GroupState::Running | GroupState::Hibernating);
+            (groups.len() == 5 && groups.iter().all(runs)).then_some(groups)
         };
         for group in eventually("every node knows every leader", all_run).await {
             assert_eq!(group.members.len(), 3, "{group:?}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use raft_fleet::batched_comm::{BindError, Identity, MemoryCa};
 use raft_fleet::rafted_value::{Value, messages};
-use raft_fleet::{Fleet, FleetBuilder, FleetConfig, FleetError};
+use raft_fleet::{Fleet, FleetBuilder, FleetConfig, FleetError, GroupInfo};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -141,6 +141,9 @@ fn config(purge_after: Duration) -> FleetConfig {
         .unwrap()
         .with_reconcile_interval(ms(500))
         .unwrap()
+        // Groups sleep and wake all the time.
+        .with_sleep_after(Some(ms(300)))
+        .unwrap()
 }
 
 /// Fails the test when it takes too long.
@@ -160,10 +163,14 @@ pub async fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// A group as a node sees it.
+pub fn info(fleet: &Fleet, group: &str) -> Option<GroupInfo> {
+    fleet.groups().into_iter().find(|info| info.name == group)
+}
+
 /// The members of a group as a node has heard them, in order.
 pub fn members(fleet: &Fleet, group: &str) -> Vec<String> {
-    let info = fleet.groups().into_iter().find(|info| info.name == group);
-    let mut members = info.map(|info| info.members).unwrap_or_default();
+    let mut members = info(fleet, group).map(|info| info.members).unwrap_or_default();
     members.sort();
     members
 }
@@ -176,7 +183,7 @@ pub fn places(fleet: &Fleet, group: &str, replicas: u32) -> Vec<String> {
 }
 
 pub fn leader(fleet: &Fleet, group: &str) -> Option<String> {
-    fleet.groups().into_iter().find(|info| info.name == group)?.leader.map(|leader| leader.to_string())
+    info(fleet, group)?.leader.map(|leader| leader.to_string())
 }
 
 pub async fn increment(fleet: &Fleet, group: &str) -> i64 {

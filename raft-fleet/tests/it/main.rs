@@ -10,3 +10,4 @@ mod failures;
 mod groups;
 mod returning;
 mod seeds;
+mod hibernation;

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! A heartbeat wakes nobody, so that a query, which needs a round of them, leaves the group asleep. A sleeping replica
-//! refuses pre-votes, as one does that has just heard its leader: the leader lives as far as this node knows, since else the
-//! replica would have been woken. A sleeping leader is woken by them: its heartbeats calm whoever asked.
+//! refuses pre-votes, as one does that has just heard its leader, as long as that one lives as far as this node knows. A
+//! sleeping leader is woken by them: its heartbeats calm whoever asked.
 //!
 //! Nothing of this is needed for safety: a sleeping replica answers votes, entries and rounds like any other. A replica
 //! that sleeps although its leader is gone costs time, not data.
@@ -43,8 +43,8 @@ pub struct Rest {
     pub others: Vec<(ReplicaId, String)>,
     /// Members that are not known to have the last entry: the group may only sleep without them if they cannot be reached.
     pub lagging: BTreeSet<ReplicaId>,
-    /// Whether a majority of the voters has it without those.
-    pub is_quorate: bool,
+    /// The members that vote, this leader among them.
+    pub voters: BTreeSet<ReplicaId>,
     /// What had happened by then.
     activity: u64,
 }
@@ -85,8 +85,7 @@ impl UntypedReplica {
         let has_all = |id: &ReplicaId| status.matched.get(id).copied().flatten() == Some(last.index);
         let lagging: BTreeSet<_> = others.iter().map(|(id, _)| *id).filter(|id| !has_all(id)).collect();
         let voters = members.voter_ids();
-        let is_quorate = voters.iter().filter(|id| !lagging.contains(id)).count() * 2 > voters.len();
-        Some(Rest { leader: status.replica, term: status.term, last, others, lagging, is_quorate, activity })
+        Some(Rest { leader: status.replica, term: status.term, last, others, lagging, voters, activity })
     }
 
     /// Falls asleep as the leader of a group whose other members do; `false` if something has happened since.
@@ -116,9 +115,41 @@ impl UntypedReplica {
             && (self.is_asleep() || self.inner.sleeper.sleep_unless_active_since(activity))
     }
 
+    /// The node of the leader that it knows, which may be its own.
+    pub fn leader_node(&self) -> Option<String> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        metrics.membership_config.membership().get_node(&leader).map(|member| member.name.clone())
+    }
+
+    /// The leader that it knows, which may be itself, and its term.
+    pub fn leader_and_term(&self) -> Option<(ReplicaId, u64)> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Some((ReplicaId::new(metrics.current_leader?)?, metrics.current_term))
+    }
+
+    /// Whether it leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.inner.raft.is_leader()
+    }
+
+    /// Says whether the leader that a sleeping member knows is gone: its node does not answer, or has restarted. Whoever
+    /// asks for votes then wakes the member. It is forgotten when the member wakes.
+    pub fn set_leader_gone(&self, is_gone: bool) {
+        self.inner.sleeper.set_leader_gone(is_gone);
+    }
+
+    /// Whether it sleeps without a leader.
+    pub fn misses_leader(&self) -> bool {
+        self.is_asleep() && self.inner.sleeper.is_leader_gone() && !self.leads()
+    }
+
     /// Sleeps from its start on, as long as nothing happens: a node with thousands of replicas wakes them by and by.
     pub fn doze(&self) {
-        if !self.inner.raft.is_leader() {
+        if !self.leads() {
+            self.set_leader_gone(true);
             self.inner.sleeper.sleep_unless_active_since(self.inner.sleeper.activity());
         }
     }
@@ -145,6 +176,9 @@ impl UntypedReplica {
             | RequestBody::TransferLeader { .. }
             | RequestBody::SnapshotOffer { .. }
             | RequestBody::Snapshot { .. } => self.inner.sleeper.stir(),
+            RequestBody::PreVote { .. } if self.misses_leader() => {
+                self.wake();
+            }
             RequestBody::PreVote { .. } if self.is_asleep() => {
                 self.inner.sleeper.wake_leader();
                 let metrics = self.inner.raft.metrics();
