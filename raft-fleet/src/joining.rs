@@ -62,6 +62,7 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
             }
             Bootstrap::Promised { .. } | Bootstrap::Fresh | Bootstrap::Collecting { .. } => {}
         }
+        let seeds_are_known = node.seeds.are_known(patience).await;
         let (tried, heard) = match state.bound_to() {
             Some(own) => {
                 let (checked, asked) = tokio::join!(check_seeds(node, own, patience), ask_everybody(node, patience));
@@ -75,7 +76,8 @@ pub(crate) async fn join(node: &Arc<Node>) -> Result<(), NodeFailure> {
         patience = (patience * 2).min(MAX_PATIENCE);
         let changed = take_in(node, heard).await?;
         // An initiator begins only after it has asked once: it may have lost its disk in a cluster that lives.
-        if node.memory.get().bootstrap == Bootstrap::Fresh && matches!(node.part, Part::Initiator { .. }) {
+        let may_begin = seeds_are_known && matches!(node.part, Part::Initiator { .. });
+        if may_begin && node.memory.get().bootstrap == Bootstrap::Fresh {
             begin(node).await?;
             continue;
         }

@@ -5,7 +5,7 @@
 //!                           <--what was found last----
 //! ```
 //!
-//! A discovery that takes long, or fails, holds up nobody who has found seeds before.
+//! A discovery that takes long, or fails, holds up no other one, and takes away nothing that it has found before.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use batched_comm::NodeName;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -34,9 +35,15 @@ pub(crate) struct Seeds {
     node: NodeName,
     sources: Vec<Arc<dyn Discovery>>,
     wanted: Notify,
-    /// `None` before the first look has ended.
-    found: watch::Sender<Option<Arc<[SocketAddr]>>>,
+    found: watch::Sender<Known>,
     unanswered: Mutex<Telling>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Known {
+    seeds: Arc<[SocketAddr]>,
+    /// Whether the first look has ended.
+    is_complete: bool,
 }
 
 /// What came of a try to reach others.
@@ -51,36 +58,38 @@ pub(crate) struct Try {
 impl Seeds {
     pub(crate) fn new(node: NodeName, sources: Vec<Arc<dyn Discovery>>) -> Self {
         let unanswered = Mutex::new(Telling::after(UNANSWERED_FOR));
-        Self { node, sources, wanted: Notify::new(), found: watch::Sender::new(None), unanswered }
+        Self { node, sources, wanted: Notify::new(), found: watch::Sender::new(Known::default()), unanswered }
     }
 
-    /// What was found last; waits for the first look, at most for so long.
+    /// What was found last, once everybody was asked, or so much time is over.
     pub(crate) async fn get(&self, patience: Duration) -> Arc<[SocketAddr]> {
+        self.are_known(patience).await;
+        self.found.borrow().seeds.clone()
+    }
+
+    /// Waits, at most for so long, until every discovery has answered once or was given up; whether that is so.
+    pub(crate) async fn are_known(&self, patience: Duration) -> bool {
         self.wanted.notify_one();
         let mut found = self.found.subscribe();
-        let first = tokio::time::timeout(patience, found.wait_for(Option::is_some)).await;
-        match first {
-            Ok(Ok(found)) => found.clone().unwrap_or_default(),
-            // The sender is borrowed here.
-            Ok(Err(_)) | Err(_) => Arc::default(),
-        }
+        let complete = tokio::time::timeout(patience, found.wait_for(|known| known.is_complete)).await;
+        complete.is_ok_and(|complete| complete.is_ok())
     }
 
     /// Never ends by itself: looks when somebody wants seeds.
     pub(crate) async fn run(&self) {
         let mut telling = Telling::after(Duration::ZERO);
+        let mut latest = vec![Found::default(); self.sources.len()];
         loop {
             self.wanted.notified().await;
-            let Found { seeds, problems } = self.look().await;
-            self.found.send_if_modified(|found| {
+            let mut looks: FuturesUnordered<_> = self.sources.iter().enumerate().map(look).collect();
+            while let Some((at, found)) = looks.next().await {
                 // What cannot be found now may well be where it was.
-                let keeps = seeds.is_empty() && !problems.is_empty() && found.is_some();
-                let changes = !keeps && found.as_deref() != Some(&seeds[..]);
-                if changes {
-                    *found = Some(seeds.into());
-                }
-                changes
-            });
+                let keeps = found.seeds.is_empty() && !found.problems.is_empty();
+                let seeds = if keeps { std::mem::take(&mut latest[at].seeds) } else { found.seeds };
+                latest[at] = Found { seeds, problems: found.problems };
+                self.set(&Found::of_all(latest.clone()), looks.is_empty());
+            }
+            let problems = Found::of_all(latest.clone()).problems;
             let problems = (!problems.is_empty()).then(|| list(problems.iter()));
             if let Some(next) = telling.next(Instant::now().into_std(), problems.as_deref()) {
                 tracing::warn!(
@@ -93,13 +102,15 @@ impl Seeds {
         }
     }
 
-    async fn look(&self) -> Found {
-        let looks = self.sources.iter().map(|source| async {
-            let too_slow = || DiscoveryError::TooSlow { what: "a discovery".into(), after: PATIENCE };
-            let found = tokio::time::timeout(PATIENCE, source.find()).await;
-            found.unwrap_or_else(|_| Found { seeds: Vec::new(), problems: vec![too_slow()] })
+    fn set(&self, found: &Found, is_last: bool) {
+        self.found.send_if_modified(|known| {
+            let changes = known.seeds[..] != found.seeds[..] || (is_last && !known.is_complete);
+            if changes {
+                known.seeds = found.seeds.clone().into();
+                known.is_complete |= is_last;
+            }
+            changes
         });
-        Found::of_all(join_all(looks).await)
     }
 
     /// Tells, now and then, of tries that nobody answers.
@@ -116,6 +127,12 @@ impl Seeds {
             );
         }
     }
+}
+
+async fn look((at, source): (usize, &Arc<dyn Discovery>)) -> (usize, Found) {
+    let too_slow = || DiscoveryError::TooSlow { what: "a discovery".into(), after: PATIENCE };
+    let found = tokio::time::timeout(PATIENCE, source.find()).await;
+    (at, found.unwrap_or_else(|_| Found { seeds: Vec::new(), problems: vec![too_slow()] }))
 }
 
 impl Try {
@@ -222,6 +239,25 @@ mod tests {
         tokio::select! {
             () = seeds.run() => {}
             found = seeds.get(PAUSE) => assert!(found.is_empty()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_discovery_that_never_answers_holds_up_no_other() {
+        let sources: [Arc<dyn Discovery>; 2] = [1, 7].map(|port| {
+            let changing: Arc<dyn Discovery> = Arc::new(Changing { port: AtomicU16::new(port), ..Changing::default() });
+            changing
+        });
+        let seeds = Seeds::new("n1".parse().unwrap(), sources.into());
+        let looking = async {
+            assert_eq!(seeds.get(PAUSE).await[..], [at(7)]);
+            assert!(!seeds.are_known(PAUSE).await, "one has not answered");
+            assert_eq!(seeds.get(PATIENCE).await[..], [at(7)]);
+            assert!(seeds.are_known(Duration::ZERO).await, "and was given up");
+        };
+        tokio::select! {
+            () = seeds.run() => {}
+            () = looking => {}
         }
     }
 
