@@ -383,8 +383,7 @@ impl UntypedReplica {
         let Some(voters) = members.voters.last().filter(|_| members.is_joint()) else {
             return Ok(());
         };
-        let latest = members.replicas.values().map(|member| member.decided_at).max().unwrap_or(0);
-        self.change_voters(voters.clone(), expected, latest).await
+        self.change_voters(voters.clone(), expected, members.decided_at()).await
     }
 
     /// Asks the leader, which this must be, to hand over.

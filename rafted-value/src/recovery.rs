@@ -134,8 +134,11 @@ pub fn plan(reports: &[RecoveryReport]) -> Result<RecoveryPlan, PlanError> {
     let newest = reports.iter().filter(is_current).max_by_key(|report| (report.last, report.replica));
     let newest = newest.ok_or_else(|| PlanError::NoMember { group: group.clone() })?;
     let is_survivor = |id: &ReplicaId| reports.iter().filter(is_current).any(|report| report.replica == *id);
-    let (members, lost): (BTreeMap<_, _>, BTreeMap<_, _>) =
+    let (mut members, lost): (BTreeMap<_, _>, BTreeMap<_, _>) =
         newest.members.replicas.clone().into_iter().partition(|(id, _)| is_survivor(id));
+    // Whoever carries it may be lost, and no step that was decided before it may be taken.
+    let decided_at = newest.members.decided_at();
+    members.values_mut().for_each(|member| member.decided_at = decided_at);
     let surviving = |voters: &BTreeSet<ReplicaId>| voters.iter().filter(|id| members.contains_key(id)).count();
     if newest.members.voters.iter().all(|voters| surviving(voters) > voters.len() / 2) {
         let voters = newest.members.voter_ids();

@@ -52,7 +52,8 @@ pub struct Member {
     pub node: u64,
     /// The zone of its node, empty where there are none.
     pub zone: String,
-    /// At which index of the deciding group's log the step was decided that added it; 0 for the first members.
+    /// The index in the deciding group's log at which a step was decided: the one that added this member, or a later one that
+    /// left it here; 0 for the first members. See [`Members::decided_at`].
     pub decided_at: u64,
     /// Where its node is reached, best first; empty where the layer above keeps addresses by itself. A member whose
     /// address changed says so to the leader, so that the others learn it from the membership.
@@ -131,6 +132,12 @@ impl Members {
             self.replicas.iter().filter(|(_, member)| member.name == name).map(|(&id, member)| (id, member));
         let first = named.next()?;
         Some(if self.is_voter(first.0) { first } else { named.find(|(id, _)| self.is_voter(*id)).unwrap_or(first) })
+    }
+
+    /// The highest index at which a step was decided that the group has taken: no step that was decided before it is
+    /// taken any more.
+    pub fn decided_at(&self) -> u64 {
+        self.replicas.values().map(|member| member.decided_at).max().unwrap_or(0)
     }
 
     /// The ids of all voters.

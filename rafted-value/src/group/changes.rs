@@ -113,7 +113,7 @@ impl UntypedReplica {
 
     async fn take(&self, step: Step, change: &Change, status: &Status) -> Result<(), MembershipError> {
         let expected = status.members.position;
-        let latest = status.members.replicas.values().map(|member| member.decided_at).max().unwrap_or(0);
+        let latest = status.members.decided_at();
         let taken = match (step, change) {
             (Step::AddLearner, Change::Add { replica, member }) => {
                 let member = Member { decided_at: latest, ..member.clone() };

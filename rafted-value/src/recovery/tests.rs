@@ -107,3 +107,11 @@ fn there_is_no_plan_where_none_is_needed_or_possible() {
     stranger.members.replicas.clear();
     assert_eq!(plan(&[stranger]), Err(PlanError::NoMember { group: "g".into() }));
 }
+
+#[test]
+fn the_survivors_remember_at_which_index_a_lost_member_was_decided() {
+    let mut report = report(1, 3, at(6, 120));
+    report.members.replicas.insert(id(3), Member { decided_at: 77, ..member(3) });
+    let plan = plan(&[report]).unwrap();
+    assert_eq!(plan.members[&id(1)].decided_at, 77);
+}

@@ -1,6 +1,6 @@
 //! Unsafe recovery on one node: what its stopped replicas have, and how a plan becomes true for one of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use bytes::Bytes;
@@ -56,9 +56,21 @@ pub enum RecoveryError {
 impl Store {
     /// What each replica of this node could bring into a recovery of its group. Stop the replicas first.
     pub async fn recovery_reports(&self) -> Result<Vec<RecoveryReport>, StoreError> {
+        self.reports(|_| true).await
+    }
+
+    /// The same for replicas of these groups only. They may run: then the report is of one moment.
+    pub async fn recovery_reports_of(&self, groups: BTreeSet<String>) -> Result<Vec<RecoveryReport>, StoreError> {
+        self.reports(move |group| groups.contains(group)).await
+    }
+
+    async fn reports(
+        &self,
+        is_asked_for: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Result<Vec<RecoveryReport>, StoreError> {
         let store = self.clone();
         let read = move || {
-            let replicas = store.inner.wal.replicas().into_iter();
+            let replicas = store.inner.wal.replicas().into_iter().filter(|record| is_asked_for(&record.group));
             replicas.map(|record| store.report(record)).collect::<io::Result<Vec<_>>>()
         };
         let reports = self.threads().run(read).await.and_then(|reports| reports);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use rafted_value::{Member, ReplicaId, Role};
+use rafted_value::{Member, MembersError, ReplicaId, Role};
 
 use crate::cluster::{Cluster, PATIENCE, eventually};
 
@@ -122,5 +122,44 @@ async fn a_half_done_change_is_finished_by_the_next_leader() {
     let members = tokio::time::timeout(PATIENCE, finish).await.unwrap();
     assert!(members.voters.len() == 1 && (3..=4).contains(&members.voter_ids().len()), "{members:?}");
     changing.abort();
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_decided_before_one_that_was_taken_is_refused_by_every_later_leader() {
+    let mut cluster = Cluster::memory(&THREE).await;
+    cluster.start("n4").await;
+    cluster.add("n1", 1).await.unwrap();
+    let id = |cluster: &Cluster, name: &str| cluster.nodes[name].replica.spec().replica;
+    let first = cluster.wait_leader().await;
+    let leading = cluster.nodes[&first].replica.clone();
+    let position = || leading.status().members.position;
+    // A learner comes and goes: nobody who is left was added by a step.
+    let learner = Member { decided_at: 10, ..cluster.member("n4") };
+    leading.add_learner(id(&cluster, "n4"), learner, position()).await.unwrap();
+    leading.remove_learner(id(&cluster, "n4"), position(), 20).await.unwrap();
+    assert_eq!(leading.status().members.decided_at(), 20);
+    // Any voter but the next leader goes, too, whichever of them carries the index.
+    let others: Vec<_> = THREE.iter().filter(|name| **name != first).collect();
+    let voters: BTreeSet<_> = [first.as_str(), others[0]].map(|name| id(&cluster, name)).into();
+    leading.change_voters(voters.clone(), position(), 30).await.unwrap();
+    eventually("the other voter knows", || cluster.nodes[*others[0]].replica.status().members.voter_ids() == voters)
+        .await;
+    leading.transfer_leader(id(&cluster, others[0])).await.unwrap();
+    let second = cluster.nodes[*others[0]].replica.clone();
+    eventually("the other leads", || second.status().role == Role::Leader && second.status().members.committed).await;
+    let (position, outdated) = (second.status().members.position, |given| MembersError::Outdated { given, taken: 30 });
+    let late = Member { decided_at: 29, ..cluster.member("n4") };
+    let add = second.add_learner(id(&cluster, "n4"), late.clone(), position).await;
+    assert_eq!(add, Err(outdated(29)));
+    let remove = second.remove_learner(id(&cluster, "n4"), position, 0).await;
+    assert_eq!(remove, Err(outdated(0)));
+    let alone = BTreeSet::from([id(&cluster, others[0])]);
+    assert_eq!(second.change_voters(alone.clone(), position, 20).await, Err(outdated(20)));
+    // What was decided at the same index, or later, is taken.
+    second.add_learner(id(&cluster, "n4"), Member { decided_at: 30, ..late }, position).await.unwrap();
+    second.remove_learner(id(&cluster, "n4"), second.status().members.position, 30).await.unwrap();
+    second.change_voters(alone, second.status().members.position, 31).await.unwrap();
+    assert_eq!(second.status().members.decided_at(), 31);
     cluster.shutdown().await;
 }
