@@ -49,6 +49,13 @@ pub(crate) struct Observed {
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
 }
 
+impl Observed {
+    /// Whether a majority of the voters answers and has what the leader has.
+    pub(crate) fn has_majority(&self) -> bool {
+        has_majority(&voters_of(self), self)
+    }
+}
+
 /// The next step of a group's leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {

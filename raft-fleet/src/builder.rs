@@ -24,6 +24,7 @@ use crate::error::FleetError;
 use crate::fleet::{Fleet, Types};
 use crate::gate::{Gate, Gated};
 use crate::joining::CLUSTER_TYPE;
+use crate::leaderless::Leaderless;
 use crate::leaders::Leaders;
 use crate::lifecycle;
 use crate::memory::Memory;
@@ -341,6 +342,7 @@ impl FleetBuilder {
             confirmed: Confirmed::default(),
             replicas,
             leaders,
+            leaderless: Leaderless::default(),
             peers,
             waking,
             contacts,

@@ -56,7 +56,8 @@ async fn clean_removed(node: &Node) -> bool {
             .into_iter()
             .filter(|stored| stored.group == *name && stored.incarnation <= removed.incarnation)
             .collect();
-        if old.is_empty() || (is_gone(node, name, removed.incarnation).await && remove_all(node, &old).await) {
+        // No recovery spares a replica of a group that was removed.
+        if old.is_empty() || (is_gone(node, name, removed.incarnation, None).await && remove_all(node, &old).await) {
             cleaned.push((name.clone(), removed.incarnation));
         } else {
             finished = false;
@@ -69,10 +70,13 @@ async fn clean_removed(node: &Node) -> bool {
     finished
 }
 
-/// Whether the cluster group, read linearizably, has no place for this incarnation any more.
-async fn is_gone(node: &Node, group: &str, incarnation: u64) -> bool {
+/// Whether the cluster group, read linearizably, has no place for this incarnation any more, nor spares this replica.
+async fn is_gone(node: &Node, group: &str, incarnation: u64, replica: Option<ReplicaId>) -> bool {
     match node.cluster_query(Query::Incarnation { group: group.to_owned() }, PATIENCE).await {
-        Ok(Answer::Incarnation { current, .. }) => current.is_none_or(|current| current > incarnation),
+        Ok(Answer::Incarnation { current, spared, .. }) => {
+            let is_spared = replica.is_some_and(|replica| spared.contains(&replica.get()));
+            current.is_none_or(|current| current > incarnation) && !is_spared
+        }
         Ok(Answer::ChangedAt(_)) | Err(_) => false,
     }
 }
@@ -103,7 +107,7 @@ async fn check_all(node: &Node) {
         if stored.group != CLUSTER_GROUP {
             let current = cluster.group(&stored.group).map(|group| group.incarnation);
             if current != Some(stored.incarnation) {
-                if is_gone(node, &stored.group, stored.incarnation).await {
+                if is_gone(node, &stored.group, stored.incarnation, Some(stored.replica)).await {
                     remove(node, stored.replica, &stored.group, "its group is gone").await;
                 }
                 continue;

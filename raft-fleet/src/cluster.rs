@@ -2,14 +2,17 @@
 //! Pure; every change is a command, every node holds a copy that follows (see [`Cluster::delta`]).
 //!
 //! ```text
-//! node:   (new) --Register--> Active --Drain--> Draining --RemoveNode--> (gone)
-//!                              |  ^                |
-//!                        Purge v  | Register       v Purge
+//! node:   (new) --Register--> Active --Drain-----> Draining --RemoveNode--> (gone)
+//!                              |  ^  <--Activate--
+//!                        Purge v  | Register
 //!                             Dead (its memory may return)
 //!
 //! group:  AddGroup --> Forming --Found--> Founded --SetRunning--> Running --RemoveGroup--> removed, until every
 //!                      |     ^                                                             node has cleaned up
-//!                      +-----+ Reform: other founders, a new incarnation
+//!                      |     ^                        ^  |
+//!                      +-----+ Reform: other          |  | Recover: without its majority, a new incarnation
+//!                              founders, a new        |  v
+//!                              incarnation            Recovering (SetRunning ends it)
 //! ```
 //!
 //! A group is founded once: `Found` records the exact replicas, and only those are ever initialized. Until
@@ -23,9 +26,11 @@ use std::sync::Arc;
 use rafted_value::{Context, Value, messages};
 
 use crate::placement;
+use crate::report::Recovery;
 
 mod groups;
 mod nodes;
+mod recoveries;
 
 /// The name of the cluster group, and the key under which its voters are placed. No other group may have it.
 pub(crate) const CLUSTER_GROUP: &str = "cluster";
@@ -65,9 +70,22 @@ messages! {
         pub(crate) unreachable_since: Option<u64>,
         /// Since when, in log time, it is in its phase.
         pub(crate) since: u64,
+        /// While it is draining: how far it has come.
+        pub(crate) drain: Option<Drain>,
         /// Memories that this name had before, newest last: never registered again. At most [`MAX_FENCED`].
         pub(crate) fenced: Vec<u64>,
         changed_at: u64,
+    }
+
+    /// What a draining node still has, as it has told last.
+    #[derive(Copy, Eq)]
+    pub(crate) struct Drain {
+        /// The cluster group's included.
+        pub(crate) replicas: u64,
+        /// The replicas among them that lead.
+        pub(crate) leaderships: u64,
+        /// Since when, in log time.
+        pub(crate) since: u64,
     }
 
     /// What a node is asked to do.
@@ -87,6 +105,8 @@ messages! {
         pub(crate) replicas: u32,
         pub(crate) incarnation: u64,
         pub(crate) phase: GroupPhase,
+        /// The last one that was made of it. It stays, because a survivor's node may learn of it late.
+        pub(crate) recovery: Option<Recovery>,
         changed_at: u64,
     }
 
@@ -99,6 +119,8 @@ messages! {
         Founded { founders: Vec<Founder> },
         /// It had a leader. Its members are its own affair from here on.
         Running,
+        /// It lost its majority; its survivors are made the members of a new incarnation.
+        Recovering,
     }
 
     /// One of a group's first members.
@@ -135,8 +157,12 @@ messages! {
         SetReachable { node: String, node_id: u64, reachable: bool },
         /// The node's replicas are to be replaced. Idempotent.
         Purge { node: String, node_id: u64 },
-        /// The node is to give its replicas away. Idempotent.
+        /// The node is to give its replicas away.
         Drain { node: String },
+        /// What a draining node still has. Idempotent.
+        ReportDrain { node: String, node_id: u64, replicas: u64, leaderships: u64 },
+        /// A draining node is to hold replicas again.
+        Activate { node: String },
         /// Forgets a node that is draining, dead or unreachable.
         RemoveNode { node: String },
         AddGroup { group: String, type_name: String, replicas: u32 },
@@ -147,6 +173,8 @@ messages! {
         /// The group has a leader. Idempotent.
         SetRunning { group: String, incarnation: u64 },
         RemoveGroup { group: String },
+        /// The group goes on with what survives of it. Idempotent.
+        Recover { group: String, recovery: Recovery },
         /// The node holds nothing more of these removed groups. Idempotent.
         CleanedUp { node: String, groups: Vec<(String, u64)> },
     }
@@ -188,6 +216,12 @@ messages! {
         NoNodes,
         NodeNotFound,
         NodeInUse,
+        AlreadyDraining,
+        AlreadyActive,
+        /// It is dead, and is active again when it returns.
+        NodeDead,
+        /// No other active node answers: nobody could take its replicas.
+        LastNode,
         GroupExists,
         CleanupOngoing { pending: Vec<String> },
         GroupNotFound,
@@ -206,8 +240,9 @@ messages! {
     /// What a query answers.
     #[derive(Eq)]
     pub(crate) enum Answer {
-        /// The group's incarnation, or `None`: there is no such group, and all older incarnations are gone.
-        Incarnation { current: Option<u64>, index: u64 },
+        /// The group's incarnation, or `None`: there is no such group, and all older incarnations are gone but for replicas
+        /// that are `spared`: they are to be made ones of this incarnation.
+        Incarnation { current: Option<u64>, spared: Vec<u64>, index: u64 },
         ChangedAt(u64),
     }
 
@@ -240,6 +275,7 @@ impl Value for Cluster {
         match query {
             Query::Incarnation { group } => Answer::Incarnation {
                 current: self.groups.get(&group).map(|group| group.incarnation),
+                spared: self.groups.get(&group).map(|group| group.spared()).unwrap_or_default(),
                 index: self.changed_at,
             },
             Query::ChangedAt => Answer::ChangedAt(self.changed_at),
@@ -256,12 +292,17 @@ impl Value for Cluster {
             }
             Command::Purge { node, node_id } => self.purge(index, now, &node, node_id),
             Command::Drain { node } => self.drain(index, now, &node),
+            Command::ReportDrain { node, node_id, replicas, leaderships } => {
+                self.report_drain(index, now, &node, node_id, replicas, leaderships)
+            }
+            Command::Activate { node } => self.activate(index, now, &node),
             Command::RemoveNode { node } => self.remove_node(index, &node),
             Command::AddGroup { group, type_name, replicas } => self.add_group(index, group, type_name, replicas),
             Command::Reform { group, incarnation } => self.reform(index, &group, incarnation),
             Command::Found { group, incarnation, replicas } => self.found(index, &group, incarnation, &replicas),
             Command::SetRunning { group, incarnation } => self.set_running(index, &group, incarnation),
             Command::RemoveGroup { group } => self.remove_group(index, &group),
+            Command::Recover { group, recovery } => self.recover(index, &group, recovery),
             Command::CleanedUp { node, groups } => self.cleaned_up(index, &node, &groups),
         };
         match result {
@@ -294,9 +335,15 @@ impl Cluster {
         self.groups.iter().map(|(name, group)| (name, group.as_ref()))
     }
 
-    /// Groups that have no leader yet.
+    /// Groups that have no leader yet, and never had one.
     pub(crate) fn new_groups(&self) -> impl Iterator<Item = (&String, &Group)> {
-        self.groups().filter(|(_, group)| group.phase != GroupPhase::Running)
+        self.groups()
+            .filter(|(_, group)| matches!(group.phase, GroupPhase::Forming { .. } | GroupPhase::Founded { .. }))
+    }
+
+    /// Groups of which something has changed since this index.
+    pub(crate) fn groups_since(&self, index: u64) -> impl Iterator<Item = (&String, &Group)> {
+        self.groups().filter(move |(_, group)| group.changed_at > index)
     }
 
     pub(crate) fn removed(&self) -> impl Iterator<Item = (&String, &RemovedGroup)> {
@@ -354,6 +401,14 @@ impl Cluster {
         self.removed.extend(delta.removed);
         self.bound_forgotten();
         self.horizon = self.horizon.max(delta.horizon);
+    }
+}
+
+impl Group {
+    /// Replicas of earlier incarnations that are to become ones of this.
+    fn spared(&self) -> Vec<u64> {
+        let survivors = self.recovery.iter().flat_map(|recovery| &recovery.survivors);
+        survivors.map(|survivor| survivor.seat.replica).collect()
     }
 }
 

@@ -178,6 +178,38 @@ pub enum NodeError {
         /// The name.
         name: String,
     },
+    /// It was asked to before.
+    #[error(
+        "node {name} is being drained already; see how far it has come in the list of nodes, or activate it to cancel"
+    )]
+    AlreadyDraining {
+        /// The name.
+        name: String,
+    },
+    /// Nobody asked it to leave.
+    #[error("node {name} is active already")]
+    AlreadyActive {
+        /// The name.
+        name: String,
+    },
+    /// It did not answer for so long that its replicas are replaced.
+    #[error("node {name} is dead: it is active again when it returns; remove it if it never will")]
+    Dead {
+        /// The name.
+        name: String,
+    },
+    /// Nobody could take its replicas.
+    #[error("no other active node answers that could take what node {name} has; add or start one first")]
+    LastNode {
+        /// The name.
+        name: String,
+    },
+    /// It was activated again before it had given everything away.
+    #[error("the drain of node {name} was cancelled: it is active again")]
+    Cancelled {
+        /// The name.
+        name: String,
+    },
     /// It gives its replicas away, and has not finished.
     #[error("node {name} still has {replicas} replicas (waited for {waited:?}); it goes on by itself, ask again later")]
     StillDraining {
@@ -197,6 +229,30 @@ pub enum NodeError {
     /// The cluster group's own code failed.
     #[error("the cluster group failed: {0}")]
     Failed(String),
+}
+
+/// Why a recovery was not begun.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// The plan is not this cluster's.
+    #[error("the plan was made for cluster {given:032x}, this is cluster {own:032x}; make one here")]
+    OtherCluster {
+        /// The plan's cluster.
+        given: u128,
+        /// This node's.
+        own: u128,
+    },
+    /// The node knows nothing yet.
+    #[error("this node is not registered in its cluster; ask another one, or wait")]
+    NotReady,
+}
+
+/// Why a written plan was not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this is no recovery plan: {reason}; give the digits as they were printed")]
+pub struct PlanUnreadable {
+    /// Why.
+    pub reason: String,
 }
 
 impl GroupError {

@@ -28,6 +28,20 @@ pub enum FleetEvent {
         /// Its name.
         node: String,
     },
+    /// A draining node has told what it still has.
+    DrainProgress {
+        /// Its name.
+        node: String,
+        /// The replicas that it has left.
+        replicas: u64,
+        /// The groups among them that it leads.
+        leaderships: u64,
+    },
+    /// A node's drain was cancelled: it holds replicas again.
+    NodeActivated {
+        /// Its name.
+        node: String,
+    },
     /// A node is no longer part of the cluster.
     NodeRemoved {
         /// Its name.
@@ -40,6 +54,16 @@ pub enum FleetEvent {
     },
     /// A group was removed.
     GroupRemoved {
+        /// Its name.
+        group: String,
+    },
+    /// This node has heard of no leader of a group for longer than an election takes.
+    GroupLeaderless {
+        /// Its name.
+        group: String,
+    },
+    /// A group that had lost its majority goes on with what survived of it.
+    GroupRecovered {
         /// Its name.
         group: String,
     },

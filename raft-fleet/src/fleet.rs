@@ -1,5 +1,7 @@
 //! What users hold.
 
+mod recovery;
+
 use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -14,11 +16,11 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::cluster::{CLUSTER_GROUP, Cluster, Command, GroupPhase, NodePhase, Refusal, Reply};
+use crate::cluster::{CLUSTER_GROUP, Cluster, Command, Drain, GroupPhase, NodePhase, Refusal, Reply};
 use crate::error::{FleetError, GroupError, NodeError, NodeFailure};
 use crate::event::FleetEvent;
 use crate::group::{Group, LedReplica};
-use crate::info::{GroupInfo, GroupState, LedGroup, NodeInfo, NodeState};
+use crate::info::{DrainProgress, GroupInfo, GroupState, LedGroup, NodeInfo, NodeState};
 use crate::message::WhoAreYou;
 use crate::node::{Node, Progress};
 
@@ -27,12 +29,11 @@ pub const MAX_GROUP_NAME_BYTES: usize = 255;
 /// How long a change of groups or nodes may take. Such changes are rare, and run once however often they are sent:
 /// patience costs nothing.
 const ADMIN_PATIENCE: Duration = Duration::from_secs(20);
-/// How long draining a node may take before it is told that it goes on by itself.
+/// How long a draining node may have made no progress before it is told that it goes on by itself.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a node that stops waits for others to take its groups over.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(1);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(5);
-const DRAIN_LOOK: Duration = Duration::from_millis(200);
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node of a fleet. Clones are the same node; it ends with [`Fleet::shutdown`], or when the last clone is
@@ -157,6 +158,11 @@ impl Fleet {
         &self.node().store
     }
 
+    /// Whether this node leads the cluster group, as far as it knows.
+    pub fn leads_cluster(&self) -> bool {
+        self.node().leads_cluster.borrow().is_some()
+    }
+
     /// What happens from now on.
     pub fn events(&self) -> broadcast::Receiver<FleetEvent> {
         self.node().events.subscribe()
@@ -263,6 +269,7 @@ impl Fleet {
         let leader = heard.leader.filter(|leader| !self.node().peers.is_silent(leader));
         let state = match group.phase {
             GroupPhase::Forming { .. } | GroupPhase::Founded { .. } => GroupState::Forming,
+            GroupPhase::Recovering => GroupState::Recovering,
             GroupPhase::Running if leader.is_none() => GroupState::Leaderless,
             GroupPhase::Running if self.sleeps(name) => GroupState::Hibernating,
             GroupPhase::Running => GroupState::Running,
@@ -303,7 +310,9 @@ impl Fleet {
     /// A group that this node leads, from the inside; `None` if another node leads it, or none.
     pub fn led<V: Value>(&self, name: &str) -> Option<LedReplica<V>> {
         let hosted = self.node().replicas.of_group(name)?;
-        let leads = hosted.replica.status().role == Role::Leader;
+        let is_current = |group: &crate::cluster::Group| group.incarnation == hosted.incarnation();
+        let leads =
+            hosted.replica.status().role == Role::Leader && self.node().view.get().group(name).is_some_and(is_current);
         leads.then(|| LedReplica::new(hosted, self.node().config.request_timeout()))
     }
 
@@ -321,24 +330,46 @@ impl Fleet {
         cluster.nodes().map(|(name, record)| node_info(name, record)).collect()
     }
 
-    /// Has a node give its leaderships and replicas away, and then removes it from the cluster, which it may never
-    /// join again with what it has stored. Answers when all is done; when it takes too long, it goes on by itself.
+    /// Has a node give its leaderships and replicas away, after which it leaves the cluster, which it may never join again
+    /// with what it has stored. Answers when all is done, see [`NodeInfo::drain`] for how far it is; when nothing has
+    /// changed for long, it is told, and goes on by itself.
     pub async fn drain(&self, name: &str) -> Result<(), NodeError> {
-        let node = self.node();
-        let drain = Command::Drain { node: name.to_owned() };
-        self.node_command(name, drain).await?;
-        let deadline = Instant::now() + DRAIN_PATIENCE;
-        let mut replicas = 0;
-        while Instant::now() < deadline {
-            if let Ok(is) = node.call(name, &WhoAreYou {}, CALL_PATIENCE).await {
-                replicas = is.replicas;
-                if replicas == 0 {
-                    return self.remove_node(name).await;
+        self.begin_drain(name).await?;
+        self.drained(name).await
+    }
+
+    /// As [`Fleet::drain`], without waiting. A second time is an error.
+    pub async fn begin_drain(&self, name: &str) -> Result<(), NodeError> {
+        self.node_command(name, Command::Drain { node: name.to_owned() }).await
+    }
+
+    /// Waits until a draining node has left.
+    pub async fn drained(&self, name: &str) -> Result<(), NodeError> {
+        let left = |cluster: &Cluster, seen: Option<Drain>| match cluster.node(name) {
+            None => Some(Ok(None)),
+            Some(record) if record.phase != NodePhase::Draining => {
+                Some(Err(NodeError::Cancelled { name: name.to_owned() }))
+            }
+            Some(record) => (record.drain != seen).then_some(Ok(record.drain)),
+        };
+        let mut seen = None;
+        loop {
+            let changed = self.node().view.wait(|cluster| left(cluster, seen));
+            match tokio::time::timeout(DRAIN_PATIENCE, changed).await {
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(progress)) => seen = progress,
+                Ok(Err(cancelled)) => return Err(cancelled),
+                Err(_) => {
+                    let replicas = seen.map_or(0, |drain| drain.replicas);
+                    return Err(NodeError::StillDraining { name: name.to_owned(), replicas, waited: DRAIN_PATIENCE });
                 }
             }
-            tokio::time::sleep(DRAIN_LOOK).await;
         }
-        Err(NodeError::StillDraining { name: name.to_owned(), replicas, waited: DRAIN_PATIENCE })
+    }
+
+    /// Cancels the drain of a node: it holds replicas again. An error for one that is active.
+    pub async fn activate(&self, name: &str) -> Result<(), NodeError> {
+        self.node_command(name, Command::Activate { node: name.to_owned() }).await
     }
 
     /// Forgets a node that was drained, or that is unreachable: its replicas are replaced.
@@ -359,12 +390,26 @@ impl Fleet {
     }
 
     async fn node_command(&self, name: &str, command: Command) -> Result<(), NodeError> {
-        match self.node().cluster_command(command, ADMIN_PATIENCE).await? {
-            Reply::Done { .. } => Ok(()),
-            Reply::Refused(Refusal::NodeNotFound) => Err(NodeError::NotFound { name: name.to_owned() }),
-            Reply::Refused(Refusal::NodeInUse) => Err(NodeError::InUse { name: name.to_owned() }),
-            Reply::Refused(other) => Err(NodeError::Failed(format!("{other:?}"))),
-        }
+        let node = self.node();
+        let refusal = match node.cluster_command(command, ADMIN_PATIENCE).await? {
+            Reply::Done { index } => {
+                // What was done is seen by whoever asked for it.
+                let known = node.view.wait(|cluster| (cluster.changed_at >= index).then_some(()));
+                let _ = tokio::time::timeout(CALL_PATIENCE, known).await;
+                return Ok(());
+            }
+            Reply::Refused(refusal) => refusal,
+        };
+        let name = name.to_owned();
+        Err(match refusal {
+            Refusal::NodeNotFound => NodeError::NotFound { name },
+            Refusal::NodeInUse => NodeError::InUse { name },
+            Refusal::AlreadyDraining => NodeError::AlreadyDraining { name },
+            Refusal::AlreadyActive => NodeError::AlreadyActive { name },
+            Refusal::NodeDead => NodeError::Dead { name },
+            Refusal::LastNode => NodeError::LastNode { name },
+            other => NodeError::Failed(format!("{other:?}")),
+        })
     }
 }
 
@@ -421,5 +466,10 @@ fn node_info(name: &str, record: &crate::cluster::Node) -> NodeInfo {
         state,
         since: rafted_value::LogTime::from_millis(since),
         boot: record.boot,
+        drain: record.drain.map(|drain| DrainProgress {
+            replicas: drain.replicas,
+            leaderships: drain.leaderships,
+            since: rafted_value::LogTime::from_millis(drain.since),
+        }),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use batched_comm::NodeName;
 use rafted_value::{Role, Status};
 
-use crate::cluster::{self, CLUSTER_GROUP, CLUSTER_INCARNATION, Cluster, NodePhase};
+use crate::cluster::{self, CLUSTER_GROUP, CLUSTER_INCARNATION, Cluster, Drain, GroupPhase, NodePhase};
 use crate::error::NodeFailure;
 use crate::event::FleetEvent;
 use crate::memory::Known;
@@ -250,7 +250,14 @@ fn tell(node: &Node, before: &Cluster, after: &Cluster) {
             (true, false) => tell(FleetEvent::NodeReachable { node: name.clone() }),
             _ => {}
         }
+        match new.drain {
+            Some(Drain { replicas, leaderships, .. }) if old.drain != new.drain => {
+                tell(FleetEvent::DrainProgress { node: name.clone(), replicas, leaderships });
+            }
+            _ => {}
+        }
         match new.phase {
+            NodePhase::Active if old.phase == NodePhase::Draining => tell(FleetEvent::NodeActivated { node: name }),
             NodePhase::Dead if old.phase != new.phase => tell(FleetEvent::NodeDead { node: name }),
             NodePhase::Draining if old.phase != new.phase => tell(FleetEvent::NodeDraining { node: name }),
             _ => {}
@@ -260,8 +267,15 @@ fn tell(node: &Node, before: &Cluster, after: &Cluster) {
         tell(FleetEvent::NodeRemoved { node: name.clone() });
     }
     for (name, group) in after.groups() {
-        if before.group(name).is_none_or(|old| old.incarnation != group.incarnation) {
+        let old = before.group(name);
+        let is_recovery = old.is_some() && group.recovery.is_some();
+        if !is_recovery && old.is_none_or(|old| old.incarnation != group.incarnation) {
             tell(FleetEvent::GroupAdded { group: name.clone() });
+        }
+        let recovered_before =
+            old.is_some_and(|old| (old.incarnation, &old.phase) == (group.incarnation, &GroupPhase::Running));
+        if is_recovery && group.phase == GroupPhase::Running && !recovered_before {
+            tell(FleetEvent::GroupRecovered { group: name.clone() });
         }
     }
     for (name, _) in before.groups().filter(|(name, _)| after.group(name).is_none()) {

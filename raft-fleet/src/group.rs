@@ -222,7 +222,7 @@ async fn find(node: &Node, group: &str, deadline: Instant) -> Result<(), NotHapp
     let left = deadline.saturating_duration_since(Instant::now());
     let answer = node.cluster_query(Query::Incarnation { group: group.to_owned() }, left).await;
     let index = match answer {
-        Ok(Answer::Incarnation { current: Some(_), index }) => index,
+        Ok(Answer::Incarnation { current: Some(_), index, .. }) => index,
         Ok(_) => return Err(none()),
         Err(QueryError::NotHappened(reason)) => return Err(reason),
         Err(QueryError::Failed(reason)) => return Err(NotHappened::Malformed(reason)),

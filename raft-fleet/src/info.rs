@@ -24,6 +24,19 @@ pub struct NodeInfo {
     pub since: LogTime,
     /// How often its data directory was started.
     pub boot: u64,
+    /// While it is draining: what it still has, as it has told last.
+    pub drain: Option<DrainProgress>,
+}
+
+/// How far a draining node has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainProgress {
+    /// The replicas that it has left, of the cluster group, too.
+    pub replicas: u64,
+    /// The groups among them that it leads.
+    pub leaderships: u64,
+    /// Since when it has been so: long ago means that something hinders it, such as nodes that do not answer.
+    pub since: LogTime,
 }
 
 /// How a node stands.
@@ -71,6 +84,8 @@ pub enum GroupState {
     Hibernating,
     /// This node knows of no leader.
     Leaderless,
+    /// It lost its majority, and its survivors are about to go on without it.
+    Recovering,
 }
 
 /// A group that this node leads.

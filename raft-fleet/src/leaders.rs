@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 use crate::message::Led;
 
 /// What was heard of one group.
@@ -20,9 +22,16 @@ pub(crate) struct Heard {
 #[derive(Debug, Default)]
 pub(crate) struct Leaders {
     heard: RwLock<HashMap<String, Heard>>,
+    /// Wakes when a leader has come or gone.
+    changes: watch::Sender<()>,
 }
 
 impl Leaders {
+    /// Wakes when a leader may have come or gone.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     pub(crate) fn get(&self, group: &str) -> Option<Heard> {
         self.heard.read().unwrap_or_else(PoisonError::into_inner).get(group).cloned()
     }
@@ -45,6 +54,7 @@ impl Leaders {
             entry.leader = None;
         }
         (entry.incarnation, entry.term) = (led.incarnation, led.term);
+        self.changes.send_replace(());
     }
 
     /// What a replica of this node knows as a follower.
@@ -56,6 +66,7 @@ impl Leaders {
         }
         if leader.is_some() || (led.incarnation, led.term) > (entry.incarnation, entry.term) {
             *entry = Heard { incarnation: led.incarnation, term: led.term, leader, members: led.members };
+            self.changes.send_replace(());
         }
     }
 
@@ -73,6 +84,7 @@ impl Leaders {
             }
             (None, None) => {}
         }
+        self.changes.send_replace(());
     }
 
     /// A node that is gone leads nothing.
@@ -81,6 +93,7 @@ impl Leaders {
         for entry in heard.values_mut().filter(|entry| entry.leader.as_deref() == Some(node)) {
             entry.leader = None;
         }
+        self.changes.send_replace(());
     }
 
     pub(crate) fn forget_group(&self, group: &str) {

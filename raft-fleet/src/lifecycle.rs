@@ -13,14 +13,17 @@ use futures_util::FutureExt;
 use tokio::task::JoinSet;
 
 use crate::cleanup::clean_up;
+use crate::draining::report_drain;
 use crate::error::NodeFailure;
 use crate::following::{draw_consequences, follow};
 use crate::founding::{found_groups, initialize_groups};
 use crate::hibernation::{call_the_roll, put_to_sleep, wake_groups};
 use crate::joining::join;
+use crate::lookout::look_out;
 use crate::monitor::monitor;
 use crate::node::{Node, Progress};
 use crate::reconciler::reconcile;
+use crate::recovering::carry_out;
 use crate::registration::{check_own_seeds, register, revive_replicas, stay_registered};
 
 /// Before a task that panicked is started again.
@@ -33,8 +36,11 @@ pub(crate) fn spawn_tasks(node: &Arc<Node>, tasks: &mut JoinSet<()>) {
     supervise(tasks, node, "reconciler", reconcile);
     supervise(tasks, node, "founding", found_groups);
     supervise(tasks, node, "initializing", initialize_groups);
+    supervise(tasks, node, "recovering", carry_out);
     supervise(tasks, node, "cleanup", clean_up);
     supervise(tasks, node, "monitor", monitor);
+    supervise(tasks, node, "lookout", look_out);
+    supervise(tasks, node, "draining", report_drain);
     supervise(tasks, node, "revival", revive_replicas);
     supervise(tasks, node, "seeds", |node| async move { node.seeds.run().await });
     supervise(tasks, node, "waking", wake_groups);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rafted_value::{Store, messages};
 use tokio::sync::watch;
 
-use crate::bootstrap::{Bootstrap, Event, Part};
+use crate::bootstrap::{Bootstrap, ClusterKey, Event, Part};
 use crate::error::{FleetError, NodeFailure};
 use crate::message::Start;
 
@@ -115,6 +115,15 @@ impl Memory {
         .await
     }
 
+    /// Makes the directory one of another generation of its cluster.
+    pub(crate) async fn set_cluster(&self, cluster: ClusterKey) -> Result<(), NodeFailure> {
+        self.change(move |memories| {
+            memories.bootstrap = Bootstrap::Member { cluster };
+            Ok(())
+        })
+        .await
+    }
+
     /// Remembers the registered nodes.
     pub(crate) async fn set_known(&self, known: BTreeMap<String, Known>) -> Result<(), NodeFailure> {
         self.change(move |memories| {
@@ -174,7 +183,7 @@ fn decode(bytes: &[u8]) -> Result<Memories, FleetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bootstrap::{ClusterKey, Promise, Standing};
+    use crate::bootstrap::{Promise, Standing};
 
     #[tokio::test]
     async fn what_was_remembered_is_there_after_a_restart() {

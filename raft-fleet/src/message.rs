@@ -7,6 +7,7 @@ use rafted_value::{DirectoryStart, messages};
 
 use crate::bootstrap::{ClusterKey, Promise, Standing};
 use crate::cluster::Delta;
+use crate::report::Report;
 
 /// The mailbox of the messages below.
 pub(crate) const FLEET_MAILBOX: &str = "fleet";
@@ -71,7 +72,7 @@ messages! {
 
     pub(crate) struct IAm {
         pub(crate) start: Start,
-        /// How many replicas it holds, the cluster group's not counted.
+        /// How many replicas it holds, the cluster group's counted, too.
         pub(crate) replicas: u64,
     }
 
@@ -123,6 +124,17 @@ messages! {
         /// A committed membership, as its leader sees it.
         Committed { position: Position, replicas: Vec<u64> },
         /// The receiver does not lead the group.
+        NotHere,
+    }
+
+    /// What do you have of these groups?
+    pub(crate) struct AskReports {
+        pub(crate) groups: Vec<String>,
+    }
+
+    pub(crate) enum Reports {
+        Of { node_id: u64, reports: Vec<Report> },
+        /// The receiver is not registered, or cannot read its log.
         NotHere,
     }
 
@@ -217,6 +229,7 @@ requests! {
     5 Follow => Followed,
     6 CreateReplica => Created,
     7 Membership => GroupMembers,
+    10 AskReports => Reports,
     20 Sleep => Slept,
     21 RollCall => RollAnswer,
 }

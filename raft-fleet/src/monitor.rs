@@ -1,5 +1,5 @@
 //! The leader of the cluster group sees which nodes answer, and has it recorded: first that a node is unreachable,
-//! and after the purge window that its replicas are to be replaced.
+//! and after the purge window that its replicas are to be replaced. A drained node that has nothing left it removes.
 //!
 //! A node answers when the start that it registered is connected: a process that took its address or its name
 //! is another one.
@@ -70,7 +70,12 @@ fn is_registered_start(peer: &PeerStatus, record: &cluster::Node) -> bool {
 fn consequence(node: &Node, cluster: &Cluster, name: &str, silent_for: Option<Duration>) -> Option<Command> {
     let record = cluster.node(name)?;
     let (node_name, node_id) = (name.to_owned(), record.node_id);
+    let has_nothing = record.drain.is_some_and(|drain| (drain.replicas, drain.leaderships) == (0, 0));
     match (silent_for, record.unreachable_since) {
+        (None, None) if record.phase == NodePhase::Draining && has_nothing => {
+            tracing::info!(node = name, "has given everything away, and leaves the cluster");
+            Some(Command::RemoveNode { node: node_name })
+        }
         (None, Some(_)) => Some(Command::SetReachable { node: node_name, node_id, reachable: true }),
         (Some(silent_for), None) if silent_for >= UNREACHABLE_AFTER => {
             tracing::warn!(node = name, "does not answer");
@@ -86,7 +91,11 @@ fn consequence(node: &Node, cluster: &Cluster, name: &str, silent_for: Option<Du
                     ?recorded,
                     "was unreachable for the whole window, its replicas are replaced"
                 );
-                Command::Purge { node: node_name, node_id }
+                match record.phase {
+                    // It was to leave anyway: it does not come back as if it had not been asked to.
+                    NodePhase::Draining => Command::RemoveNode { node: node_name },
+                    NodePhase::Active | NodePhase::Dead => Command::Purge { node: node_name, node_id },
+                }
             })
         }
         _ => None,

@@ -20,6 +20,7 @@ use crate::config::FleetConfig;
 use crate::error::NodeFailure;
 use crate::event::FleetEvent;
 use crate::gate::Gate;
+use crate::leaderless::Leaderless;
 use crate::leaders::Leaders;
 use crate::memory::{Memory, Refused};
 use crate::message::{FLEET_MAILBOX, Start};
@@ -89,6 +90,7 @@ pub(crate) struct Node {
     pub(crate) confirmed: Confirmed,
     pub(crate) replicas: Arc<Replicas>,
     pub(crate) leaders: Arc<Leaders>,
+    pub(crate) leaderless: Leaderless,
     pub(crate) peers: Arc<Peers>,
     pub(crate) waking: Arc<Waking>,
     pub(crate) contacts: Arc<Contacts>,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use batched_comm::PeerEvent;
-use rafted_value::ReplicaId;
+use rafted_value::{ReplicaId, Role};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -48,6 +48,9 @@ struct Desk {
     steps: JoinSet<Outcome>,
     /// Which replica's step a task is.
     stepping: HashMap<task::Id, ReplicaId>,
+    /// Replicas that lead as far as they know, and that no majority answers: nothing tells when that ends.
+    isolated: BTreeSet<ReplicaId>,
+    look_at_isolated: Instant,
 }
 
 /// Never ends by itself.
@@ -87,6 +90,7 @@ pub(crate) async fn reconcile(node: Arc<Node>) {
             Some(ended) = desk.steps.join_next_with_id() => desk.end(ended),
             () = tokio::time::sleep_until(next) => {}
         }
+        desk.observe_isolated();
         desk.begin_steps();
     }
 }
@@ -94,26 +98,42 @@ pub(crate) async fn reconcile(node: Arc<Node>) {
 impl Desk {
     fn new(node: Arc<Node>) -> Self {
         let (steps, stepping) = (JoinSet::new(), HashMap::new());
-        Self { node, ledger: Ledger::default(), due: HashMap::new(), steps, stepping }
+        let (isolated, look_at_isolated) = (BTreeSet::new(), Instant::now());
+        Self { node, ledger: Ledger::default(), due: HashMap::new(), steps, stepping, isolated, look_at_isolated }
     }
 
     fn next_due(&self) -> Instant {
-        let idle = Instant::now() + self.node.config.reconcile_interval();
+        let mut idle = Instant::now() + self.node.config.reconcile_interval();
+        if !self.isolated.is_empty() {
+            idle = idle.min(self.look_at_isolated);
+        }
         if self.steps.len() >= STEPS_AT_ONCE {
             return idle;
         }
-        self.due.values().filter(|due| !due.running).filter_map(|due| due.at).min().unwrap_or(idle)
+        self.due.values().filter(|due| !due.running).filter_map(|due| due.at).min().map_or(idle, |at| at.min(idle))
     }
 
     /// Looks at replicas whose status may have changed.
     fn observe(&mut self, replicas: BTreeSet<ReplicaId>) {
         let now = Instant::now();
         let led = self.ledger.observe(&self.node, &replicas);
+        self.isolated.retain(|id| !replicas.contains(id));
+        self.isolated.extend(replicas.into_iter().filter(|&id| is_isolated(&self.node, id)));
         self.due.retain(|id, _| self.ledger.leads(*id));
         for id in led {
             let due = Due { at: None, running: false, may_transfer: now + BETWEEN_TRANSFERS / 3 };
             self.due.entry(id).or_insert(due).at = Some(now);
         }
+    }
+
+    /// Looks now and then at replicas that no majority answers.
+    fn observe_isolated(&mut self) {
+        let now = Instant::now();
+        if self.isolated.is_empty() || now < self.look_at_isolated {
+            return;
+        }
+        self.look_at_isolated = now + AFTER_FAILURE;
+        self.observe(self.isolated.clone());
     }
 
     /// The world around the groups has changed.
@@ -169,4 +189,8 @@ impl Desk {
         };
         due.at = Some(due.at.map_or(again, |at| at.min(again)));
     }
+}
+
+fn is_isolated(node: &Node, id: ReplicaId) -> bool {
+    node.replicas.get(id).is_some_and(|hosted| hosted.replica.status().role == Role::Isolated)
 }

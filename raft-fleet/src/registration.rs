@@ -20,6 +20,7 @@ use crate::hibernation::start_asleep;
 use crate::joining::{MAX_PATIENCE, check_seeds, look_around};
 use crate::message::{LastStart, Start};
 use crate::node::{Node, Progress};
+use crate::recovering::is_current;
 use crate::replicas::Hosted;
 
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -193,9 +194,11 @@ fn registration(node: &Node) -> Registration {
     }
 }
 
-/// Starts what the store holds and does not run. A replica that cannot start is told of, and keeps its data.
+/// Starts what the store holds and does not run, unless its incarnation has ended. A replica that cannot start is told of,
+/// and keeps its data.
 async fn start_replicas(node: &Arc<Node>) {
-    let stored = node.replicas.stored().into_iter();
+    let view = node.view.get();
+    let stored = node.replicas.stored().into_iter().filter(|stored| is_current(&view, stored));
     let starts = stored.filter(|stored| node.replicas.get(stored.replica).is_none()).map(|stored| async move {
         match node.replicas.start(stored.replica).await {
             Ok(hosted) => start_asleep(node, &hosted),

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rafted_value::{
-    ClusterTag, GroupConfig, ReplicaId, ReplicaSpec, Role, Store, StoredReplica, Transport, UntypedReplica,
-    ValueFactory, messages,
+    ClusterTag, GroupConfig, RecoveryPlan, ReplicaId, ReplicaSpec, Role, Store, StoredReplica, Transport,
+    UntypedReplica, ValueFactory, messages,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -179,6 +179,11 @@ impl Replicas {
         self.store.replicas()
     }
 
+    /// What the store holds of one replica, running or not.
+    pub(crate) fn stored_as(&self, id: ReplicaId) -> Option<StoredReplica> {
+        self.store.replica(id)
+    }
+
     /// Mints a replica's id, or finds the one that was minted for the same purpose. Synced on return.
     pub(crate) async fn mint(&self, group: &str, incarnation: u64, detail: &Detail) -> Result<ReplicaId, ReplicaError> {
         if !self.types.contains_key(&detail.type_name) {
@@ -201,8 +206,8 @@ impl Replicas {
         if let Some(hosted) = self.get(id) {
             return Ok(hosted);
         }
-        let stored = self.store.replica(id);
-        let stored = stored.ok_or_else(|| ReplicaError::Failed(format!("replica {id} is not stored here")))?;
+        let stored =
+            self.stored_as(id).ok_or_else(|| ReplicaError::Failed(format!("replica {id} is not stored here")))?;
         let hosted = self.open(stored).await?;
         self.insert(hosted.clone());
         Ok(hosted)
@@ -258,6 +263,24 @@ impl Replicas {
         }
         self.dirty.mark(id);
         Ok(())
+    }
+
+    /// Stops a replica; what it stored stays. `false` if it did not run.
+    pub(crate) async fn stop(&self, id: ReplicaId) -> bool {
+        let Ok(_permit) = self.changing.acquire().await else { return false };
+        let Some(hosted) = self.withdraw(id) else { return false };
+        hosted.replica.shutdown().await;
+        self.dirty.mark(id);
+        true
+    }
+
+    /// Makes a plan true for a replica that does not run, and starts it.
+    pub(crate) async fn recover(&self, id: ReplicaId, plan: &RecoveryPlan) -> Result<(), ReplicaError> {
+        {
+            let _permit = self.changing.acquire().await.map_err(failed)?;
+            self.store.recover(plan).await.map_err(failed)?;
+        }
+        self.start(id).await.map(drop)
     }
 
     fn withdraw(&self, id: ReplicaId) -> Option<Hosted> {

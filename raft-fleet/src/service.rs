@@ -13,11 +13,12 @@ use crate::cluster::{CLUSTER_GROUP, NodePhase};
 use crate::following;
 use crate::hibernation::{follow_to_sleep, lost_leader, not_leading};
 use crate::message::{
-    CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading, Membership,
-    Namesake, Position, PromiseTaken, Released, RollAnswer, RollCall, Sleep, Slept, Start, Where, WhoAreYou,
+    AskReports, CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading,
+    Membership, Namesake, Position, PromiseTaken, Released, RollAnswer, RollCall, Sleep, Slept, Start, Where, WhoAreYou,
 };
 use crate::node::Node;
 use crate::replicas::Detail;
+use crate::survey::own_reports;
 
 /// Messages that wait.
 pub(crate) const MAILBOX_CAPACITY: usize = 4_096;
@@ -64,6 +65,7 @@ async fn answer(node: Arc<Node>, incoming: Incoming) {
             })
             .await
         }
+        AskReports::TYPE => on::<AskReports, _>(incoming, |question| own_reports(&node, question.groups)).await,
         Released::TYPE => match incoming.decode::<Released>() {
             Ok(released) => {
                 cleanup::released(&node, released).await;

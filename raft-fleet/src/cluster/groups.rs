@@ -22,7 +22,8 @@ impl Cluster {
         }
         let founders = self.founders(&name, replicas)?;
         let phase = GroupPhase::Forming { founders };
-        self.groups.insert(name, Arc::new(Group { type_name, replicas, incarnation: index, phase, changed_at: index }));
+        let group = Group { type_name, replicas, incarnation: index, phase, recovery: None, changed_at: index };
+        self.groups.insert(name, Arc::new(group));
         self.changed_at = index;
         Ok(())
     }
@@ -72,7 +73,7 @@ impl Cluster {
         match group.phase {
             GroupPhase::Forming { .. } => return Err(Refusal::Outdated),
             GroupPhase::Running => {}
-            GroupPhase::Founded { .. } => {
+            GroupPhase::Founded { .. } | GroupPhase::Recovering => {
                 (group.phase, group.changed_at) = (GroupPhase::Running, index);
                 self.changed_at = index;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rafted_value::{DirectoryStart, DirectoryStarts};
 
-use super::{Cluster, Forgotten, MAX_GONE, Node, NodePhase, Refusal, Registration};
+use super::{Cluster, Drain, Forgotten, MAX_GONE, Node, NodePhase, Refusal, Registration};
 
 impl Cluster {
     pub(super) fn register(&mut self, index: u64, now: u64, given: Registration) -> Result<(), Refusal> {
@@ -36,6 +36,7 @@ impl Cluster {
             }
         };
         let node = Node {
+            drain: existing.and_then(|node| node.drain).filter(|_| phase == NodePhase::Draining),
             node_id: given.node_id,
             boot: this.boot,
             number: this.number,
@@ -87,9 +88,48 @@ impl Cluster {
     }
 
     pub(super) fn drain(&mut self, index: u64, now: u64, name: &str) -> Result<(), Refusal> {
+        match self.nodes.get(name).ok_or(Refusal::NodeNotFound)?.phase {
+            NodePhase::Active => {}
+            NodePhase::Draining => return Err(Refusal::AlreadyDraining),
+            NodePhase::Dead => return Err(Refusal::NodeDead),
+        }
+        let takes = |node: &Node| node.phase == NodePhase::Active && node.unreachable_since.is_none();
+        if !self.nodes().any(|(other, node)| other != name && takes(node)) {
+            return Err(Refusal::LastNode);
+        }
+        self.set_phase(index, now, name, NodePhase::Draining)
+    }
+
+    pub(super) fn activate(&mut self, index: u64, now: u64, name: &str) -> Result<(), Refusal> {
+        match self.nodes.get(name).ok_or(Refusal::NodeNotFound)?.phase {
+            NodePhase::Draining => self.set_phase(index, now, name, NodePhase::Active),
+            NodePhase::Active => Err(Refusal::AlreadyActive),
+            NodePhase::Dead => Err(Refusal::NodeDead),
+        }
+    }
+
+    fn set_phase(&mut self, index: u64, now: u64, name: &str, phase: NodePhase) -> Result<(), Refusal> {
         let node = Arc::make_mut(self.nodes.get_mut(name).ok_or(Refusal::NodeNotFound)?);
-        if node.phase == NodePhase::Active {
-            (node.phase, node.since, node.changed_at) = (NodePhase::Draining, now, index);
+        (node.phase, node.since, node.drain, node.changed_at) = (phase, now, None, index);
+        self.changed_at = index;
+        Ok(())
+    }
+
+    pub(super) fn report_drain(
+        &mut self,
+        index: u64,
+        now: u64,
+        name: &str,
+        node_id: u64,
+        replicas: u64,
+        leaderships: u64,
+    ) -> Result<(), Refusal> {
+        let node = self.node_of_memory(name, node_id)?;
+        if node.phase != NodePhase::Draining {
+            return Err(Refusal::Outdated);
+        }
+        if node.drain.is_none_or(|drain| (drain.replicas, drain.leaderships) != (replicas, leaderships)) {
+            (node.drain, node.changed_at) = (Some(Drain { replicas, leaderships, since: now }), index);
             self.changed_at = index;
         }
         Ok(())

@@ -178,12 +178,44 @@ fn a_working_node_is_drained_before_it_is_removed() {
     let remove_node = |node: &str| Command::RemoveNode { node: node.into() };
     assert_eq!(run.refused(remove_node("n1")), Refusal::NodeInUse);
     assert_eq!(run.refused(remove_node("n9")), Refusal::NodeNotFound);
-    run.done(Command::Drain { node: "n1".into() });
+    let (drain, activate) = (Command::Drain { node: "n1".into() }, Command::Activate { node: "n1".into() });
+    assert_eq!(run.refused(activate.clone()), Refusal::AlreadyActive);
+    run.done(drain.clone());
+    assert_eq!(run.refused(drain.clone()), Refusal::AlreadyDraining);
     assert_eq!(run.cluster.places("g", 9).len(), 2);
+    run.done(activate.clone());
+    assert_eq!(run.refused(activate), Refusal::AlreadyActive);
+    assert_eq!(run.cluster.places("g", 9).len(), 3);
+    run.done(drain);
     run.done(register("n1", 101, 2));
     assert_eq!(run.cluster.node("n1").unwrap().phase, NodePhase::Draining, "a restart does not bring it back");
     run.done(remove_node("n1"));
     assert!(run.cluster.node("n1").is_none());
+}
+
+#[test]
+fn a_draining_node_tells_how_far_it_is_and_the_last_that_answers_is_not_drained() {
+    let mut run = Run::with_nodes(3);
+    let drain = |node: &str| Command::Drain { node: node.into() };
+    let report = |node_id, replicas| Command::ReportDrain { node: "n1".into(), node_id, replicas, leaderships: 1 };
+    let told = |run: &Run| run.cluster.node("n1").unwrap().drain.map(|drain| (drain.replicas, drain.since));
+    assert_eq!(run.refused(report(101, 5)), Refusal::Outdated, "it is not draining");
+    run.done(drain("n1"));
+    assert_eq!(told(&run), None);
+    run.done(report(101, 5));
+    let since = run.index * 1_000;
+    run.done(report(101, 5));
+    assert_eq!(told(&run), Some((5, since)), "nothing has changed since");
+    assert_eq!(run.refused(report(999, 0)), Refusal::Outdated, "another memory of this name");
+    run.done(register("n1", 101, 2));
+    assert_eq!(told(&run), Some((5, since)), "a restart is no progress");
+    run.done(reachable("n2", 102, false));
+    assert_eq!(run.refused(drain("n3")), Refusal::LastNode);
+    run.done(purge("n2", 102));
+    assert_eq!(run.refused(drain("n2")), Refusal::NodeDead);
+    run.done(Command::Activate { node: "n1".into() });
+    assert_eq!(told(&run), None);
+    run.done(drain("n3"));
 }
 
 #[test]

@@ -40,6 +40,10 @@ pub(super) async fn take(node: &Node, id: ReplicaId, may_transfer: bool) -> Outc
     let Some(hosted) = node.replicas.get(id) else { return Outcome::Idle };
     let status = hosted.replica.status();
     let view = node.view.get();
+    if status.role == Role::Isolated {
+        // It is told of as if it had changed: that nobody answers changes nothing by itself.
+        node.replicas.dirty.mark(id);
+    }
     if status.role != Role::Leader || !node.is_running() {
         return Outcome::Idle;
     }
@@ -57,6 +61,8 @@ pub(super) async fn take(node: &Node, id: ReplicaId, may_transfer: bool) -> Outc
     let observed = observe(node, &status, &view);
     let step = next_step(&desired, &observed);
     match step {
+        // It may be about to lose its majority.
+        Step::Nothing if !observed.has_majority() => Outcome::Failed,
         Step::Nothing => Outcome::Idle,
         Step::Wait => Outcome::Waiting,
         Step::TransferLeader { .. } if !may_transfer => Outcome::MayNotTransfer,
@@ -85,7 +91,7 @@ async fn report_running(node: &Node, hosted: &Hosted, view: &Cluster) -> bool {
     let Some(group) = view.group(hosted.group()).filter(|group| group.incarnation == hosted.incarnation()) else {
         return true;
     };
-    if !matches!(group.phase, GroupPhase::Founded { .. }) {
+    if !matches!(group.phase, GroupPhase::Founded { .. } | GroupPhase::Recovering) {
         return true;
     }
     let running = Command::SetRunning { group: hosted.group().to_owned(), incarnation: hosted.incarnation() };

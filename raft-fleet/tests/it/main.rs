@@ -6,8 +6,11 @@ mod harness;
 
 mod bad_input;
 mod bootstrap;
+mod draining;
 mod failures;
 mod groups;
+mod offline;
+mod recovery;
 mod returning;
 mod seeds;
 mod hibernation;
