@@ -13,6 +13,7 @@ mod serving;
 mod dashboard;
 mod overview;
 mod ctl;
+mod cluster_recovery;
 mod wal;
 mod table;
 mod settings;

@@ -1,5 +1,7 @@
 //! `ctl`: asks a running cluster over the HTTP of its nodes, and prints the answers.
 
+mod recovery;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +13,9 @@ use super::table::Table;
 
 /// How long one request to one node may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same for a recovery, for which all nodes are asked and every group elects a leader.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why a command did not print what it should.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,17 @@ enum CtlError {
     /// This version cannot do it.
     #[error("`ctl {0}` is not implemented yet in this version")]
     NotYet(&'static str),
+    /// The file is not there, or holds no plan.
+    #[error("{path}: {reason}; give the file into which `ctl recover --plan` was printed")]
+    NoPlan {
+        /// Which file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// Some groups are as they were.
+    #[error("not every group goes on: {0}")]
+    NotRecovered(String),
     /// Standard output is closed or full.
     #[error("the answer could not be printed: {0}")]
     Print(std::io::Error),
@@ -47,8 +63,15 @@ enum CtlError {
 
 /// Runs one command.
 pub(crate) fn run(args: &CtlArgs) -> ExitCode {
-    let client = Client::new(args.http.clone());
-    let result = answer(&client, &args.command).and_then(|answer| print(&answer, args.output));
+    let patience = match &args.command {
+        CtlCommand::Recover { .. } => RECOVERY_TIMEOUT,
+        _ => REQUEST_TIMEOUT,
+    };
+    let client = Client::new(args.http.clone(), patience);
+    let result = answer(&client, &args.command).and_then(|answer| {
+        print(&answer, args.output)?;
+        answer.failure.map_or(Ok(()), Err)
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,17 +85,19 @@ pub(crate) fn run(args: &CtlArgs) -> ExitCode {
 struct Answer {
     json: Value,
     text: String,
+    /// Printed, and then it has failed all the same.
+    failure: Option<CtlError>,
 }
 
 impl Answer {
     fn new(json: Value, tables: &[Table]) -> Self {
         let text = tables.iter().map(Table::render).collect::<Vec<_>>().join("\n");
-        Self { json, text }
+        Self { json, text, failure: None }
     }
 
     /// Of a request that is answered with nothing.
     fn words(text: String) -> Self {
-        Self { json: json!({"message": text}), text: format!("{text}\n") }
+        Self { json: json!({"message": text}), text: format!("{text}\n"), failure: None }
     }
 }
 
@@ -83,7 +108,11 @@ fn answer(client: &Client, command: &CtlCommand) -> Result<Answer, CtlError> {
         CtlCommand::Groups => rows(client, "/v1/groups", Table::groups),
         CtlCommand::Shards { keyspace } => shards(client, keyspace.as_deref()),
         CtlCommand::Agents { quota, module } => agents(client, quota.as_deref(), module.as_deref()),
-        CtlCommand::Drain { node } => {
+        CtlCommand::Drain { node, cancel: true } => {
+            client.delete(&format!("/v1/nodes/{}/drain", encode(node)))?;
+            Ok(Answer::words(format!("{node} holds replicas again")))
+        }
+        CtlCommand::Drain { node, cancel: false } => {
             client.post(&format!("/v1/nodes/{}/drain", encode(node)))?;
             Ok(Answer::words(format!(
                 "{node} gives everything away; it can be stopped when `ctl nodes` shows it no more"
@@ -94,7 +123,8 @@ fn answer(client: &Client, command: &CtlCommand) -> Result<Answer, CtlError> {
             Ok(Answer::words(format!("{node} is removed")))
         }
         CtlCommand::Quota { .. } => Err(CtlError::NotYet("quota")),
-        CtlCommand::Recover { .. } => Err(CtlError::NotYet("recover")),
+        CtlCommand::Recover { apply: None, .. } => recovery::plan(client),
+        CtlCommand::Recover { apply: Some(file), .. } => recovery::apply(client, file),
         CtlCommand::Backup { .. } => Err(CtlError::NotYet("backup")),
         CtlCommand::Restore { .. } => Err(CtlError::NotYet("restore")),
         CtlCommand::Events => Err(CtlError::NotYet("events")),
@@ -179,22 +209,29 @@ fn encode(part: &str) -> String {
 }
 
 struct Client {
+    patience: Duration,
     agent: ureq::Agent,
     urls: Vec<String>,
 }
 
-enum Method {
+enum Method<'a> {
     Get,
     Post,
+    /// With a body.
+    PostJson(&'a Value),
     Delete,
 }
 
 impl Client {
-    fn new(urls: Vec<String>) -> Self {
+    fn new(urls: Vec<String>, patience: Duration) -> Self {
         let config = ureq::Agent::config_builder();
-        let config = config.timeout_global(Some(REQUEST_TIMEOUT)).http_status_as_error(false);
+        let config = config.timeout_global(Some(patience)).http_status_as_error(false);
         let urls = urls.into_iter().map(|url| if url.contains("://") { url } else { format!("http://{url}") });
-        Self { agent: config.build().into(), urls: urls.map(|url| url.trim_end_matches('/').to_owned()).collect() }
+        Self {
+            patience,
+            agent: config.build().into(),
+            urls: urls.map(|url| url.trim_end_matches('/').to_owned()).collect(),
+        }
     }
 
     fn get(&self, path: &str) -> Result<Value, CtlError> {
@@ -203,6 +240,10 @@ impl Client {
 
     fn post(&self, path: &str) -> Result<Value, CtlError> {
         self.send(&Method::Post, path)
+    }
+
+    fn post_json(&self, path: &str, body: &Value) -> Result<Value, CtlError> {
+        self.send(&Method::PostJson(body), path)
     }
 
     fn delete(&self, path: &str) -> Result<Value, CtlError> {
@@ -226,14 +267,19 @@ impl Client {
     }
 
     /// The first node that can be reached answers.
-    fn send(&self, method: &Method, path: &str) -> Result<Value, CtlError> {
+    fn send(&self, method: &Method<'_>, path: &str) -> Result<Value, CtlError> {
         let mut tried = Vec::new();
+        let timeout = self.patience.saturating_sub(TIMEOUT_MARGIN).as_millis().to_string();
         for url in &self.urls {
             let target = format!("{url}{path}");
             let response = match method {
-                Method::Get => self.agent.get(&target).call(),
-                Method::Post => self.agent.post(&target).send_empty(),
-                Method::Delete => self.agent.delete(&target).call(),
+                Method::Get => self.agent.get(&target).header(TIMEOUT_HEADER, &timeout).call(),
+                Method::Post => self.agent.post(&target).header(TIMEOUT_HEADER, &timeout).send_empty(),
+                Method::PostJson(body) => {
+                    let request = self.agent.post(&target).header(TIMEOUT_HEADER, &timeout);
+                    request.header("Content-Type", "application/json").send(body.to_string())
+                }
+                Method::Delete => self.agent.delete(&target).header(TIMEOUT_HEADER, &timeout).call(),
             };
             match response {
                 Ok(mut response) => {
@@ -251,6 +297,10 @@ impl Client {
         Err(CtlError::NoNode { tried })
     }
 }
+
+/// How long a node may take; less than what this program waits, so that the node says what it knows by then.
+const TIMEOUT_HEADER: &str = "X-Timeout-Ms";
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
 /// A page of 1,000 agents with the longest keys has some MB.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
@@ -297,7 +347,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = Client::new(vec![address.to_string()]).get("/v1/nodes").unwrap_err();
+        let error = Client::new(vec![address.to_string()], REQUEST_TIMEOUT).get("/v1/nodes").unwrap_err();
         assert!(error.to_string().contains(&address.to_string()), "{error}");
     }
 }

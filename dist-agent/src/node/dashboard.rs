@@ -153,6 +153,7 @@ mod tests {
             state,
             address: "127.0.0.1:1".into(),
             http: "127.0.0.1:2".into(),
+            left: None,
         };
         let group = |name: &str, leader: Option<&str>| GroupRow {
             name: name.into(),

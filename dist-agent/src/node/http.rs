@@ -5,6 +5,7 @@ mod cluster;
 mod keyspaces;
 mod kv;
 mod quotas;
+mod recovery;
 mod request;
 mod error;
 
@@ -18,6 +19,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
+use raft_fleet::Fleet;
 use tokio::sync::watch;
 
 use self::error::{ApiError, Code};
@@ -32,6 +34,8 @@ pub(crate) struct Shared {
 }
 
 struct Inner {
+    /// It runs from the first; what it knows before it is registered is nothing.
+    fleet: Fleet,
     codecs: Codecs,
     /// `None` until the node serves, and again when it stops.
     serving: watch::Receiver<Option<Serving>>,
@@ -40,11 +44,12 @@ struct Inner {
 
 impl Shared {
     pub(crate) fn new(
+        fleet: Fleet,
         codecs: Codecs,
         serving: watch::Receiver<Option<Serving>>,
         metrics: Option<PrometheusHandle>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { codecs, serving, metrics }) }
+        Self { inner: Arc::new(Inner { fleet, codecs, serving, metrics }) }
     }
 
     /// The node's parts, once they serve. Handlers take them first: a request that was open when the node began to
@@ -55,6 +60,10 @@ impl Shared {
                 "this node does not serve: it is joining its cluster, or stopping; retry, or ask another node";
             ApiError::new(Code::NotReady, message)
         })
+    }
+
+    fn fleet(&self) -> &Fleet {
+        &self.inner.fleet
     }
 
     fn codecs(&self) -> &Codecs {
@@ -73,7 +82,8 @@ pub(crate) fn router(shared: Shared) -> Router {
         .route("/openapi.json", get(openapi))
         .route("/events", get(|| async { ApiError::not_yet("GET /v1/events") }))
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(shared.clone(), only_when_ready));
+        .layer(middleware::from_fn_with_state(shared.clone(), only_when_ready))
+        .merge(recovery::routes());
     Router::new()
         .nest("/v1", v1)
         .route("/", get(page))

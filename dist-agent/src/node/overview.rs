@@ -27,6 +27,9 @@ pub(crate) struct NodeRow {
     pub(crate) address: String,
     /// Where it serves HTTP.
     pub(crate) http: String,
+    /// While it is draining: the replicas that it has left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) left: Option<u64>,
 }
 
 /// A group.

@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use super::NodeBuilder;
+use super::cluster_recovery;
 use super::ctl;
 use super::running::{Parts, Running};
 use super::settings::{Command, CommandLine, LogFormat, NodeArgs, TlsCommand};
@@ -32,6 +33,7 @@ pub(super) fn main(builder: NodeBuilder) -> ExitCode {
         Command::Tls(command) => tls(&command),
         Command::Ctl(args) => ctl::run(&args),
         Command::Wal(args) => wal::run(&args),
+        Command::RecoverCluster(command) => cluster_recovery::run(&command),
     }
 }
 

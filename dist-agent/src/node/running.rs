@@ -85,7 +85,8 @@ impl Running {
         let kv = Kv::start(fleet.clone(), types);
         let (serving, watch_serving) = watch::channel(None);
         let (stop_http, stopping) = watch::channel(false);
-        let http = serve_http(listener, Shared::new(parts.codecs, watch_serving, parts.metrics), stopping);
+        let shared = Shared::new(fleet.clone(), parts.codecs, watch_serving, parts.metrics);
+        let http = serve_http(listener, shared, stopping);
         let starting = tokio::spawn(serve(fleet.clone(), kv.clone(), parts.registry, config, serving.clone()));
         Ok(Self { fleet, kv, serving, http, stop_http, starting })
     }

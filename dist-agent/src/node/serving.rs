@@ -62,6 +62,7 @@ impl Serving {
                 NodeState::Dead => "dead",
             },
             http: node.attributes.get(HTTP_ATTRIBUTE).cloned().unwrap_or_default(),
+            left: node.drain.map(|drain| drain.replicas),
             name: node.name,
             zone: node.zone,
             address: node.address,
@@ -78,7 +79,7 @@ impl Serving {
             state: match group.state {
                 GroupState::Running => "active",
                 GroupState::Hibernating => "hibernating",
-                GroupState::Forming | GroupState::Leaderless => "leaderless",
+                GroupState::Forming | GroupState::Leaderless | GroupState::Recovering => "leaderless",
             },
         };
         self.fleet().groups().into_iter().map(row).collect()

@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Ctl(CtlArgs),
     /// Looks into the log of a stopped node
     Wal(WalArgs),
+    /// Brings a cluster back whose own group lost its majority for good, with all its nodes stopped
+    #[command(subcommand)]
+    RecoverCluster(RecoverClusterCommand),
 }
 
 /// Runs a node.
@@ -163,18 +166,22 @@ pub(crate) enum CtlCommand {
     Drain {
         /// Which
         node: String,
+        /// Let it hold replicas again instead, if it has not left yet
+        #[arg(long)]
+        cancel: bool,
     },
     /// Forgets a dead node
     Remove {
         /// Which
         node: String,
     },
-    /// Serves again what has lost its majority: not yet
+    /// Has groups go on that lost their majority for good; what only that had is lost
+    #[group(required = true, multiple = false)]
     Recover {
-        /// Print what would be done
+        /// Print what would be done, and change nothing; keep what it prints
         #[arg(long)]
         plan: bool,
-        /// Do what was printed
+        /// Do what was printed into this file
         #[arg(long, value_name = "PLAN")]
         apply: Option<PathBuf>,
     },
@@ -214,6 +221,31 @@ pub(crate) enum WalCommand {
     },
     /// Reads the log, the snapshots and the node file; damage is told with file and byte, and is exit code 1
     Verify {
+        /// The node's data directory
+        dir: PathBuf,
+    },
+}
+
+/// For a cluster in which nothing can be decided any more; what only lost nodes knew is lost. Stop all nodes that are
+/// left, `report` on each, `plan` once from all reports, read the plan, `apply` it on each, start them; then remove the lost
+/// nodes with `ctl remove`, and recover groups that lost their majority, too, with `ctl recover`.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum RecoverClusterCommand {
+    /// Prints what a stopped node knows; keep it in a file
+    Report {
+        /// The node's data directory
+        dir: PathBuf,
+    },
+    /// Prints what would be done, from the reports of all nodes that are left; keep it in a file
+    Plan {
+        /// The files of the reports
+        #[arg(required = true, value_name = "REPORT")]
+        reports: Vec<PathBuf>,
+    },
+    /// Does on a stopped node what was planned
+    Apply {
+        /// The plan's file
+        plan: PathBuf,
         /// The node's data directory
         dir: PathBuf,
     },

@@ -13,7 +13,7 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn nodes(json: &Value) -> Self {
-        Self::of(json, "nodes", &["name", "state", "zone", "address", "http", "id"])
+        Self::of(json, "nodes", &["name", "state", "left", "zone", "address", "http", "id"])
     }
 
     pub(crate) fn groups(json: &Value) -> Self {

@@ -10,5 +10,6 @@ mod errors_over_http;
 mod joining;
 #[cfg(unix)]
 mod failing_disk;
+mod recovery_over_http;
 mod stopping;
 mod wal_commands;

@@ -1,7 +1,5 @@
 //! Nodes and groups.
 
-use std::time::Duration;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -16,15 +14,12 @@ use super::request::{ApiPath, Options};
 use crate::error::AgentError;
 use crate::id::check_name;
 
-/// A drain that is refused is refused within this; one that is not goes on behind the answer.
-const DRAIN_REFUSAL: Duration = Duration::from_millis(500);
-
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/nodes", get(nodes))
         .route("/groups", get(groups))
         .route("/nodes/{node}", delete(remove))
-        .route("/nodes/{node}/drain", post(drain))
+        .route("/nodes/{node}/drain", post(drain).delete(activate))
 }
 
 async fn nodes(State(shared): State<Shared>) -> Result<Json<Value>, ApiError> {
@@ -35,23 +30,28 @@ async fn groups(State(shared): State<Shared>) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({"groups": shared.serving()?.groups()})))
 }
 
-/// Begins it. Whether it is done is seen in the list of nodes.
-async fn drain(State(shared): State<Shared>, ApiPath(node): ApiPath<String>) -> Result<StatusCode, ApiError> {
+/// Begins it. How far it is, and that it is done, is seen in the list of nodes.
+async fn drain(
+    State(shared): State<Shared>,
+    ApiPath(node): ApiPath<String>,
+    options: Options,
+) -> Result<StatusCode, ApiError> {
     check_name("node name", &node)?;
     let fleet = shared.serving()?.fleet().clone();
-    let draining = tokio::spawn(async move {
-        let result = fleet.drain(&node).await;
-        if let Err(error) = &result {
-            tracing::warn!(%node, %error, "a node is not drained");
-        }
-        result
-    });
-    match tokio::time::timeout(DRAIN_REFUSAL, draining).await {
-        Ok(Ok(Err(error))) => Err(error.into()),
-        // Done, or under way.
-        Ok(Ok(Ok(()))) | Err(_) => Ok(StatusCode::ACCEPTED),
-        Ok(Err(error)) => Err(ApiError::new(Code::UnknownOutcome, error.to_string())),
-    }
+    tokio::time::timeout(options.timeout(), fleet.begin_drain(&node)).await.map_err(late)??;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Cancels it.
+async fn activate(
+    State(shared): State<Shared>,
+    ApiPath(node): ApiPath<String>,
+    options: Options,
+) -> Result<StatusCode, ApiError> {
+    check_name("node name", &node)?;
+    let fleet = shared.serving()?.fleet().clone();
+    tokio::time::timeout(options.timeout(), fleet.activate(&node)).await.map_err(late)??;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn remove(
@@ -61,9 +61,12 @@ async fn remove(
 ) -> Result<StatusCode, ApiError> {
     check_name("node name", &node)?;
     let fleet = shared.serving()?.fleet().clone();
-    let late = |_| ApiError::new(Code::UnknownOutcome, "the cluster did not answer in time: look at the nodes");
     tokio::time::timeout(options.timeout(), fleet.remove_node(&node)).await.map_err(late)??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn late(_: tokio::time::error::Elapsed) -> ApiError {
+    ApiError::new(Code::UnknownOutcome, "the cluster did not answer in time: look at the nodes")
 }
 
 impl From<NodeError> for ApiError {
@@ -71,7 +74,11 @@ impl From<NodeError> for ApiError {
         let message = error.to_string();
         let code = match error {
             NodeError::NotFound { .. } => Code::NodeNotFound,
-            NodeError::InUse { .. } => Code::NotRemovable,
+            NodeError::InUse { .. } | NodeError::LastNode { .. } => Code::NotRemovable,
+            NodeError::AlreadyDraining { .. }
+            | NodeError::AlreadyActive { .. }
+            | NodeError::Dead { .. }
+            | NodeError::Cancelled { .. } => Code::WrongState,
             NodeError::NotHappened(reason) => return AgentError::from(reason).into(),
             NodeError::StillDraining { .. } | NodeError::Unknown(_) => Code::UnknownOutcome,
             NodeError::Failed(_) => Code::Internal,

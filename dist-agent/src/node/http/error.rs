@@ -38,6 +38,8 @@ pub(crate) enum Code {
     SerialTooOld,
     AlreadyDone,
     NotRemovable,
+    /// A node is not in the state from which it can be brought into another.
+    WrongState,
     PreconditionFailed,
     TooLarge,
     QuotaLimitReached,
@@ -67,6 +69,7 @@ impl Code {
             Self::SerialTooOld => (StatusCode::CONFLICT, "serial_too_old"),
             Self::AlreadyDone => (StatusCode::CONFLICT, "already_done"),
             Self::NotRemovable => (StatusCode::CONFLICT, "not_removable"),
+            Self::WrongState => (StatusCode::CONFLICT, "wrong_state"),
             Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::QuotaLimitReached => (StatusCode::TOO_MANY_REQUESTS, "quota_limit_reached"),
