@@ -132,7 +132,7 @@ fn removed_memories_are_bounded() {
     let mut run = Run::default();
     for memory in 1..=MAX_GONE as u64 + 1 {
         run.done(register("n1", memory, 1));
-        run.done(Command::Drain { node: "n1".into() });
+        run.done(reachable("n1", memory, false));
         run.done(Command::RemoveNode { node: "n1".into() });
     }
     assert_eq!(run.refused(register("n1", 2, 1)), Refusal::Removed);

@@ -16,7 +16,7 @@ fn cluster() -> Cluster {
         commands.push(Command::Register(Registration {
             node: format!("n{n}"),
             node_id: n,
-            boot: 1,
+            starts: vec![(1, 100)],
             start: n,
             zone: "z".into(),
             address: "127.0.0.1:1".into(),
