@@ -194,6 +194,8 @@ fn works(replica: &Replica) -> bool {
 }
 
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod tests {
     use super::*;
 
