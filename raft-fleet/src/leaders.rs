@@ -43,6 +43,10 @@ impl Leaders {
     /// Takes in what `node` says of itself.
     pub(crate) fn learn(&self, node: &str, led: Led) {
         let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
+        // The last word of a removed group's leader must not bring the group back.
+        if !led.leads && !heard.contains_key(&led.group) {
+            return;
+        }
         let entry = heard.entry(led.group).or_default();
         if (led.incarnation, led.term) < (entry.incarnation, entry.term) {
             return;
@@ -99,6 +103,12 @@ impl Leaders {
     pub(crate) fn forget_group(&self, group: &str) {
         self.heard.write().unwrap_or_else(PoisonError::into_inner).remove(group);
     }
+
+    /// Forgets groups that are gone, of which a hint came late: by name and incarnation.
+    pub(crate) fn retain(&self, is_there: impl Fn(&str, u64) -> bool) {
+        let mut heard = self.heard.write().unwrap_or_else(PoisonError::into_inner);
+        heard.retain(|group, entry| is_there(group, entry.incarnation));
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +136,18 @@ mod tests {
         leader(Some("n3"));
         leaders.forget_node("n3");
         leader(None);
+    }
+
+    #[test]
+    fn a_late_hint_does_not_bring_a_removed_group_back() {
+        let leaders = Leaders::default();
+        leaders.learn("n1", led(1, 5, false));
+        assert_eq!(leaders.get("g"), None);
+        leaders.learn("n1", led(7, 5, true));
+        leaders.retain(|_, incarnation| incarnation > 6);
+        assert!(leaders.get("g").is_some(), "it is newer than what is known of groups");
+        leaders.retain(|_, incarnation| incarnation > 7);
+        assert_eq!(leaders.get("g"), None);
     }
 
     #[test]

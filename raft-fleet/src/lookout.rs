@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rafted_value::Clock;
 
-use crate::cluster::GroupPhase;
+use crate::cluster::{CLUSTER_GROUP, GroupPhase};
 use crate::event::FleetEvent;
 use crate::leaderless::TELL_AFTER;
 use crate::node::Node;
@@ -20,6 +20,7 @@ pub(crate) async fn look_out(node: Arc<Node>) {
         view.borrow_and_update();
         silent.borrow_and_update();
         leaders.borrow_and_update();
+        forget_removed(&node);
         let now = node.clock.wall();
         for group in node.leaderless.update(without_leader(&node).into_iter(), now) {
             tracing::warn!(node = %node.name, group, "has no leader");
@@ -34,6 +35,15 @@ pub(crate) async fn look_out(node: Arc<Node>) {
         }
         tokio::time::sleep(GATHER).await;
     }
+}
+
+/// Drops hints of groups that were removed. One of a later incarnation than all that is known here is of a new group.
+fn forget_removed(node: &Node) {
+    let view = node.view.get();
+    let is_there = |group: &str, incarnation: u64| {
+        group == CLUSTER_GROUP || view.group(group).is_some() || incarnation > view.changed_at
+    };
+    node.leaders.retain(is_there);
 }
 
 /// The groups of which this node knows no leader now.

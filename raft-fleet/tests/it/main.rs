@@ -11,6 +11,7 @@ mod failures;
 mod groups;
 mod offline;
 mod recovery;
+mod removal;
 mod returning;
 mod seeds;
 mod hibernation;
