@@ -1,11 +1,11 @@
 //! Keeps this node's copy of the cluster's state up to date: from its own replica of the cluster group where that
 //! votes, else from a node whose replica does, resumed by index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use batched_comm::NodeName;
+use batched_comm::{NodeName, PeerState};
 use rafted_value::{Role, Status};
 
 use crate::cluster::{self, CLUSTER_GROUP, CLUSTER_INCARNATION, Cluster, Drain, GroupPhase, NodePhase};
@@ -133,6 +133,12 @@ fn choose_source(node: &Node) -> Option<String> {
         names.extend(view.nodes().map(|(name, _)| name.clone()));
     }
     names.retain(|name| !node.is_here(name) && !node.peers.is_silent(name));
+    // A question to one that was never reached waits for the whole of its time.
+    let connected = node.endpoint.peers().into_iter().filter(|peer| matches!(peer.state, PeerState::Up { .. }));
+    let connected: HashSet<String> = connected.map(|peer| peer.name.to_string()).collect();
+    if names.iter().any(|name| connected.contains(name)) {
+        names.retain(|name| connected.contains(name));
+    }
     if names.is_empty() {
         return None;
     }
