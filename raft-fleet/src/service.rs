@@ -14,7 +14,8 @@ use crate::following;
 use crate::hibernation::{follow_to_sleep, lost_leader, not_leading};
 use crate::message::{
     AskReports, CreateReplica, Created, Follow, GivePromise, GroupMembers, Here, IAm, KnownStart, LastStart, Leading,
-    Membership, Namesake, Position, PromiseTaken, Released, RollAnswer, RollCall, Sleep, Slept, Start, Where, WhoAreYou,
+    Membership, Namesake, Position, PromiseTaken, Released, RollAnswer, RollCall, Sleep, Slept, Start, Where,
+    WhoAreYou,
 };
 use crate::node::Node;
 use crate::replicas::Detail;

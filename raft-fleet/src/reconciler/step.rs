@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rafted_value::{MAX_CATCH_UP_LAG, Member, Members, MembersError, ReplicaId, Role, Status};
+use tokio::time::Instant;
 
 use crate::adjustment::{Observed, Place, Replica, Step, next_step};
 use crate::cluster::{Cluster, Command, GroupPhase};
@@ -61,8 +62,13 @@ pub(super) async fn take(node: &Node, id: ReplicaId, may_transfer: bool) -> Outc
     let observed = observe(node, &status, &view);
     let step = next_step(&desired, &observed);
     match step {
-        // It may be about to lose its majority.
-        Step::Nothing if !observed.has_majority() => Outcome::Failed,
+        // It may be about to lose its majority. Awake, it finds that out.
+        Step::Nothing if !observed.has_majority() => {
+            if hosted.replica.is_asleep() {
+                node.waking.push(id, Instant::now(), false);
+            }
+            Outcome::Failed
+        }
         Step::Nothing => Outcome::Idle,
         Step::Wait => Outcome::Waiting,
         Step::TransferLeader { .. } if !may_transfer => Outcome::MayNotTransfer,

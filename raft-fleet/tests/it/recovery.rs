@@ -215,3 +215,26 @@ async fn a_plan_of_another_cluster_is_refused_and_a_whole_fleet_has_nothing_to_p
     shutdown_all(a).await;
     shutdown_all(b).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_slept_when_it_lost_its_majority_is_listed_although_nobody_waits_for_it() {
+    let world = World::new(5, 5).on_disk();
+    let mut fleets = counted(&world).await;
+    // Its leader, which stays, knows.
+    let asleep = || {
+        let leader = fleets[0].groups()[0].leader.clone()?.to_string();
+        let sleeps = fleets[index_of(&fleets, &leader)].groups()[0].state == GroupState::Hibernating;
+        sleeps.then_some(leader)
+    };
+    let leader = eventually("it sleeps", asleep).await;
+    for name in members(&fleets[0], "g").iter().filter(|name| **name != leader) {
+        let gone = fleets.remove(index_of(&fleets, name));
+        within("shutdown", gone.shutdown()).await;
+    }
+    let found = leaderless(&fleets[0], "g").await;
+    assert_eq!(found.members.iter().filter(|(_, absence)| absence.is_some()).count(), 2, "{found:?}");
+    let plan = plan_of(&fleets[1], "g").await;
+    assert_eq!(outcome(&fleets[1], &plan).await, RecoveryOutcome::Recovered);
+    assert_eq!(increment(&fleets[0], "g").await, 10);
+    shutdown_all(fleets).await;
+}
