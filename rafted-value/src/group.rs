@@ -214,11 +214,15 @@ impl UntypedReplica {
         let peers = Peers { raft: raft.clone(), sender: sender.clone(), transport };
         let (roster, asking) = roster::new(peers.clone(), shared.clone());
         runtime::spawn_on(&mut tasks, asking.run());
+        let lease = core_config.election().1;
         let (aside, put_aside) = mpsc::unbounded_channel();
         let admitted = proposals.downgrade();
         let admission = admission::run(peers.clone(), shared.clone(), roster.clone(), put_aside, admitted);
         runtime::spawn_on(&mut tasks, admission);
-        runtime::spawn_on(&mut tasks, proposer::run(raft.clone(), shared.clone(), roster, aside, proposal_queue));
+        runtime::spawn_on(
+            &mut tasks,
+            proposer::run(raft.clone(), shared.clone(), lease, roster, aside, proposal_queue),
+        );
         let freshness = Arc::new(Freshness::default());
         runtime::spawn_on(&mut tasks, freshness::run(peers, reads.clone(), shared.clone(), freshness.clone()));
         let (wakes, threads) = (sleeper.clone(), store.threads().clone());

@@ -4,6 +4,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -11,6 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal};
 use openraft::raft::WriteResult;
+use openraft::{Instant as _, ReadPolicy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -28,6 +30,10 @@ use crate::value::LogTime;
 const MAX_BATCH: usize = 1_024;
 /// Batches whose replies are awaited at once; the queue before the proposer bounds the commands.
 const MAX_BATCHES_IN_FLIGHT: usize = 256;
+
+/// The part of a lease after which it is renewed; of a leader that is awake, heartbeats do so before.
+const LEASE_IN_USE: f64 = 0.75;
+const RENEWAL_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Why a proposal has no reply.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,6 +122,7 @@ impl Limits {
 pub(crate) async fn run(
     raft: Raft,
     shared: Arc<Shared>,
+    lease: Duration,
     mut roster: Roster,
     aside: mpsc::UnboundedSender<Proposal>,
     mut queue: mpsc::UnboundedReceiver<Proposal>,
@@ -144,10 +151,10 @@ pub(crate) async fn run(
             }
         }
         if may_propose && gathering::is_due(in_flight.len(), batch.len(), since.elapsed()) {
-            in_flight.extend(propose(&raft, &shared, &mut roster, &aside, &mut batch).await);
+            in_flight.extend(propose(&raft, &shared, lease, &mut roster, &aside, &mut batch).await);
         }
     }
-    in_flight.extend(propose(&raft, &shared, &mut roster, &aside, &mut batch).await);
+    in_flight.extend(propose(&raft, &shared, lease, &mut roster, &aside, &mut batch).await);
     while in_flight.next().await.is_some() {}
 }
 
@@ -155,6 +162,7 @@ pub(crate) async fn run(
 async fn propose(
     raft: &Raft,
     shared: &Arc<Shared>,
+    lease: Duration,
     roster: &mut Roster,
     aside: &mpsc::UnboundedSender<Proposal>,
     batch: &mut Vec<Proposal>,
@@ -164,7 +172,12 @@ async fn propose(
         return None;
     }
     // Whoever does not lead appends nothing, and need not know the time.
-    let time = if raft.is_leader() { roster.time().await } else { None };
+    let time = if raft.is_leader() {
+        renew(raft, lease).await;
+        roster.time().await
+    } else {
+        None
+    };
     let (commands, replies) = stamped(shared, time, batch);
     if commands.is_empty() {
         return None;
@@ -176,6 +189,17 @@ async fn propose(
             None
         }
     }
+}
+
+/// A leader whose last answers are old, because its group slept, has them renewed by a round of heartbeats: openraft takes
+/// no command otherwise, and the caller would come again after a pause.
+async fn renew(raft: &Raft, lease: Duration) {
+    let acknowledged = raft.metrics().borrow_watched().last_quorum_acked;
+    if acknowledged.is_none_or(|at| at.elapsed() < lease.mul_f64(LEASE_IN_USE)) {
+        return;
+    }
+    // Where it fails, the commands do, too, and say so.
+    let _ = tokio::time::timeout(RENEWAL_PATIENCE, raft.get_read_linearizer(ReadPolicy::ReadIndex)).await;
 }
 
 /// Puts aside, or refuses, what some member may not be able to read.
