@@ -339,10 +339,13 @@ impl Cluster {
         self.groups.iter().map(|(name, group)| (name, group.as_ref()))
     }
 
-    /// Groups that have no leader yet, and never had one.
-    pub(crate) fn new_groups(&self) -> impl Iterator<Item = (&String, &Group)> {
-        self.groups()
-            .filter(|(_, group)| matches!(group.phase, GroupPhase::Forming { .. } | GroupPhase::Founded { .. }))
+    /// Groups that have no leader yet, and never had one. Those that wait longest come first: by name, one could wait for
+    /// as long as others are added.
+    pub(crate) fn new_groups(&self) -> Vec<(&String, &Group)> {
+        let is_new = |group: &Group| matches!(group.phase, GroupPhase::Forming { .. } | GroupPhase::Founded { .. });
+        let mut groups: Vec<_> = self.groups().filter(|(_, group)| is_new(group)).collect();
+        groups.sort_by_key(|(_, group)| group.incarnation);
+        groups
     }
 
     /// Groups of which something has changed since this index.

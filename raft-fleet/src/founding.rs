@@ -63,7 +63,7 @@ pub(crate) async fn found_groups(node: Arc<Node>) {
                 Err(_) => busy.clear(),
             },
             Ok(()) = view.changed() => {}
-            () = tokio::time::sleep(LOOK_AGAIN), if cluster.new_groups().next().is_some() => {}
+            () = tokio::time::sleep(LOOK_AGAIN), if !cluster.new_groups().is_empty() => {}
         }
     }
 }

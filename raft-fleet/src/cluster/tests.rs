@@ -242,6 +242,16 @@ fn a_group_is_founded_once_by_exactly_its_founders() {
 }
 
 #[test]
+fn of_new_groups_the_one_that_was_added_first_comes_first() {
+    let mut run = Run::with_nodes(3);
+    for name in ["z", "b", "a"] {
+        run.done(add(name, 3));
+    }
+    let names: Vec<_> = run.cluster.new_groups().into_iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["z", "b", "a"]);
+}
+
+#[test]
 fn a_founder_that_lost_its_memory_meanwhile_founds_nothing() {
     let mut run = Run::with_nodes(3);
     run.done(add("g", 3));
