@@ -39,6 +39,16 @@ impl Measured {
     }
 }
 
+/// How long operations took, in milliseconds.
+pub fn percentiles(mut took: Vec<Duration>) -> Value {
+    took.sort_unstable();
+    let ms = |share: f64| {
+        let at = ((took.len() as f64 * share) as usize).min(took.len().saturating_sub(1));
+        took.get(at).map(|took| took.as_secs_f64() * 1e3)
+    };
+    json!({ "operations": took.len(), "p50_ms": ms(0.5), "p99_ms": ms(0.99), "max_ms": ms(1.0) })
+}
+
 /// What one operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {

@@ -31,9 +31,18 @@ pub fn peak_memory_of(process: u32) -> Option<u64> {
     parse_peak(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?)
 }
 
+/// The memory that a process has, in bytes; `None` where `/proc` does not tell it.
+pub fn memory_of(process: u32) -> Option<u64> {
+    parse_memory(&std::fs::read_to_string(format!("/proc/{process}/status")).ok()?, "VmRSS:")
+}
+
 /// `VmHWM:     1234 kB`.
 fn parse_peak(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    parse_memory(text, "VmHWM:")
+}
+
+fn parse_memory(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -76,6 +85,7 @@ mod tests {
     fn peak_memory_is_in_bytes() {
         assert_eq!(parse_peak("VmPeak:\t  9 kB\nVmHWM:\t    20 kB\nVmRSS:\t 3 kB\n"), Some(20_480));
         assert_eq!(parse_peak("VmRSS:\t 3 kB\n"), None);
+        assert_eq!(parse_memory("VmHWM:\t 9 kB\nVmRSS:\t 3 kB\n", "VmRSS:"), Some(3_072));
     }
 
     #[test]

@@ -7,11 +7,13 @@
 //!   main --> batched_comm (rows) --> pair, one per side --> child: this program again, as `peer PROTOCOL server|client`
 //!      |                                                       '--> protocols/{ours, streams, grpc, tcp}
 //!      '---> rafted_value (rows) --> cluster, one per side --> child, as `peer PROTOCOL ...`, or etcd
+//!      |---> raft_fleet (rows) --> nodes of fleets, as `peer fleet server`
 //!                 |    '--> snapshots (rows)                    '--> protocols/{raft, shard, in_process, ...}
 //!                 '--> row: medians, ratio, target
 //! ```
 
 mod batched_comm;
+mod raft_fleet;
 mod rafted_value;
 mod snapshots;
 mod side;
@@ -59,6 +61,9 @@ struct Options {
     /// Seconds measured in each round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Entries in all logs together before everything is restarted
+    #[arg(long, default_value_t = 1_000_000)]
+    entries: usize,
     /// Percent of the machine that others may use in a round that counts
     #[arg(long, default_value_t = 12.0)]
     max_foreign: f64,
@@ -102,8 +107,8 @@ fn main() -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<ExitCode> {
-    if !matches!(options.layer, None | Some(Layer::BatchedComm | Layer::RaftedValue)) {
-        eprintln!("not yet: only `cargo xtask bench batched-comm` and `... rafted-value` can be measured so far");
+    if !matches!(options.layer, None | Some(Layer::BatchedComm | Layer::RaftedValue | Layer::RaftFleet)) {
+        eprintln!("not yet: only batched-comm, rafted-value and raft-fleet can be measured so far");
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let seconds = options.seconds;
@@ -114,6 +119,9 @@ fn measure(options: &Options) -> Result<ExitCode> {
     }
     if matches!(options.layer, None | Some(Layer::RaftedValue)) {
         rows.extend(rafted_value::measure(options)?);
+    }
+    if matches!(options.layer, None | Some(Layer::RaftFleet)) {
+        rows.extend(raft_fleet::measure(options)?);
     }
     println!("\n{}", row::table(&rows));
     if let Some(path) = &options.json {

@@ -9,6 +9,7 @@
 //!
 //! It ends when its input does, and so with whoever started it.
 
+mod fleet;
 mod in_process;
 mod shard;
 mod raft;
@@ -59,7 +60,7 @@ pub struct PeerOptions {
     /// The nodes that replicate, once for each
     #[arg(long = "member", value_name = "NAME=ADDRESS")]
     members: Vec<MemberAddress>,
-    /// Raft groups on these nodes
+    /// Raft groups on these nodes; of a fleet, how many nodes make it, 0 for one that joins
     #[arg(long, default_value_t = 1)]
     groups: usize,
 }
@@ -106,6 +107,8 @@ pub enum Protocol {
     OpenraftAlone,
     /// etcd, whose nodes are its own program
     Etcd,
+    /// raft-fleet: a node
+    Fleet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -143,6 +146,8 @@ pub fn run(options: PeerOptions) -> Result<()> {
             (Role::Server, Protocol::Tcp) => tcp::serve(&options).await,
             (Role::Server, Protocol::Raft | Protocol::RaftInMemory) => raft::serve(&options).await,
             (Role::Server, Protocol::Shard) => shard::serve(&options).await,
+            (Role::Server, Protocol::Fleet) => fleet::serve(&options).await,
+            (Role::Client, Protocol::Fleet) => bail!("a fleet is called by its nodes"),
             (Role::Server, Protocol::RaftInProcess | Protocol::OpenraftAlone | Protocol::Etcd) => {
                 bail!("this protocol has no server of its own")
             }
