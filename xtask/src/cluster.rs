@@ -3,6 +3,7 @@
 //! It knows the node by its flags and its HTTP alone. However it ends, no node stays behind: each is stopped in
 //! good time at the end, killed on an error or a panic, and killed by a guard should this process be killed.
 
+mod chaos;
 mod demo;
 
 mod console;
@@ -28,7 +29,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -87,6 +88,23 @@ pub struct Options {
     debug: bool,
 }
 
+/// Of `cargo xtask chaos`.
+#[derive(Args)]
+pub struct ChaosOptions {
+    /// For how long things go wrong
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=24 * 60))]
+    minutes: u64,
+    /// Where the faults come from [default: another one each time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many nodes
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(chaos::MIN_NODES..=MAX_NODES))]
+    nodes: u64,
+    /// Build the nodes for debugging instead of for release
+    #[arg(long)]
+    debug: bool,
+}
+
 /// What is done with a running cluster.
 enum Session {
     Lines,
@@ -111,6 +129,36 @@ pub fn run(options: &Options) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs faults on a cluster of its own, and checks what its clients saw.
+pub fn run_chaos(options: &ChaosOptions) -> ExitCode {
+    match chaos(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if signals::interrupted() => ExitCode::from(EXIT_INTERRUPTED),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chaos(options: &ChaosOptions) -> Result<()> {
+    signals::install().context("cannot listen to signals")?;
+    let program = build(options.debug)?;
+    signals::check()?;
+    let temporary = tempfile::Builder::new().prefix("xtask-chaos-").tempdir()?;
+    let addresses = ports::addresses(options.nodes as usize, None, None)?;
+    let mut nodes = Nodes::new(&program, temporary.path(), &addresses, false);
+    let client = Client::new(nodes.http());
+    let seed = options.seed.unwrap_or_else(random::number);
+    let time = Duration::from_secs(options.minutes * 60);
+    let result = chaos::run(&mut nodes, &client, temporary.path(), seed, time);
+    if result.is_err() && !signals::interrupted() {
+        eprintln!("{}", nodes.log_tails());
+    }
+    nodes.stop_all();
+    result.with_context(|| format!("with --nodes {} --seed {seed}", options.nodes))
 }
 
 /// What can be wrong is told before anything is built or started.

@@ -10,9 +10,6 @@ use std::process::{Command as Process, ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-/// What cannot be done yet, as wrong usage, exits with this.
-const EXIT_USAGE: u8 = 2;
-
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The repository's own commands", version)]
 struct Cli {
@@ -28,8 +25,8 @@ enum Command {
     Test(test::Options),
     /// The layout alone: module order, pure files, crate borders, lengths
     Tidy,
-    /// Real processes, real faults, history checked (not yet)
-    Chaos(Later),
+    /// Real processes, real faults, history checked
+    Chaos(cluster::ChaosOptions),
     /// Side-by-side benchmarks of a layer, ratios first; `bench --help` says more
     #[command(disable_help_flag = true)]
     Bench(Rest),
@@ -42,18 +39,12 @@ struct Rest {
     rest: Vec<String>,
 }
 
-#[derive(Args)]
-struct Later {
-    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    rest: Vec<String>,
-}
-
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Cluster(options) => cluster::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Tidy => tidy::run(),
-        Command::Chaos(later) => not_yet("chaos", &later, "`cargo xtask cluster --demo` kills real processes"),
+        Command::Chaos(options) => cluster::run_chaos(&options),
         Command::Bench(options) => bench(&options.rest),
     }
 }
@@ -69,11 +60,4 @@ fn bench(arguments: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn not_yet(command: &str, later: &Later, instead: &str) -> ExitCode {
-    let given = [command].into_iter().chain(later.rest.iter().map(String::as_str));
-    let given = given.collect::<Vec<_>>().join(" ");
-    eprintln!("not yet: `cargo xtask {given}` is named but not built. For now, {instead}.");
-    ExitCode::from(EXIT_USAGE)
 }

@@ -55,6 +55,7 @@ pub enum Method {
     Get,
     Put,
     Post,
+    Delete,
 }
 
 /// What to send.
@@ -109,6 +110,10 @@ impl<'a> Request<'a> {
 
     pub fn post(path: impl Into<String>, body: &'a [u8]) -> Request<'a> {
         Request { method: Method::Post, path: path.into(), body, idempotency_key: None }
+    }
+
+    pub fn delete(path: impl Into<String>) -> Request<'a> {
+        Request { method: Method::Delete, path: path.into(), body: &[], idempotency_key: None }
     }
 
     pub fn once(mut self, idempotency_key: String) -> Request<'a> {
@@ -264,6 +269,7 @@ impl Client {
             Method::Get => (http::Method::GET, false),
             Method::Put => (http::Method::PUT, true),
             Method::Post => (http::Method::POST, true),
+            Method::Delete => (http::Method::DELETE, false),
         };
         let mut builder = http::Request::builder()
             .method(method)

@@ -148,6 +148,11 @@ impl Nodes {
         running.reduce(|sum, time| sum + time)
     }
 
+    /// The memory that all processes have, in bytes; 0 where the system does not tell.
+    pub fn memory(&mut self) -> u64 {
+        self.nodes.iter_mut().filter_map(|node| node.process.memory()).sum()
+    }
+
     /// An error where a node has ended by itself.
     pub fn check_alive(&mut self) -> Result<()> {
         for node in &mut self.nodes {

@@ -210,6 +210,14 @@ impl Process {
         self.pid().and_then(cpu_time)
     }
 
+    /// The memory that it has, in bytes, where the system tells.
+    pub fn memory(&mut self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    }
+
     fn notice_end(&mut self) {
         if let State::Running { child, .. } | State::Paused { child, .. } = &mut self.state
             && let Ok(Some(status)) = child.try_wait()

@@ -24,7 +24,7 @@ fn wrong_use_exits_with_2_and_says_what_to_do() {
         (&["cluster", "--plant-loss"], "--demo"),
         (&["cluster", "--demo", "--nodes", "2"], "--nodes 3"),
         (&["cluster", "--script", "/does/not/exist"], "cannot read the script"),
-        (&["chaos", "--minutes", "3"], "not yet"),
+        (&["chaos", "--nodes", "3"], "4..=99"),
         (&["bench", "dist-agent", "--json", "f"], "not yet"),
     ];
     for (arguments, expected) in cases {
