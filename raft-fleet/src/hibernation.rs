@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::bedtime::{follow_to_sleep, put_to_sleep};
 pub(crate) use self::roll_call::{call_the_roll, not_leading};
+use crate::cluster;
 use crate::node::Node;
 use crate::replicas::Hosted;
 use crate::waking::Call;
@@ -67,13 +68,13 @@ pub(crate) async fn wake_groups(node: Arc<Node>) {
                 silent = now;
             }
             event = events.recv() => {
-                let restarted = match event {
+                let started = match event {
                     Ok(PeerEvent::Up { peer, instance }) => starts.see(peer.as_str(), instance),
                     Ok(_) => Vec::new(),
                     Err(RecvError::Lagged(_)) => starts.look(&node),
                     Err(RecvError::Closed) => return,
                 };
-                for name in restarted {
+                for name in started {
                     lost(&node, &name).await;
                     back(&node, &name, true).await;
                 }
@@ -92,13 +93,13 @@ pub(crate) async fn wake_groups(node: Arc<Node>) {
 struct Starts(HashMap<String, u64>);
 
 impl Starts {
-    /// The node, if another start of it was connected before.
+    /// The node, if this start of it was not connected before.
     fn see(&mut self, node: &str, instance: u64) -> Vec<String> {
         let before = self.0.insert(node.to_owned(), instance);
-        before.filter(|before| *before != instance).map(|_| node.to_owned()).into_iter().collect()
+        (before != Some(instance)).then(|| node.to_owned()).into_iter().collect()
     }
 
-    /// Events were missed: all nodes that have restarted.
+    /// Events were missed: all nodes of which a start is new.
     fn look(&mut self, node: &Node) -> Vec<String> {
         let peers = node.endpoint.peers().into_iter().filter(|peer| matches!(peer.state, PeerState::Up { .. }));
         let seen: Vec<_> = peers.filter_map(|peer| Some((peer.name.to_string(), peer.instance?))).collect();
@@ -108,12 +109,11 @@ impl Starts {
 
 async fn wake(node: &Node, call: Call) {
     let Some(hosted) = node.replicas.get(call.replica) else { return };
-    if !hosted.replica.wake() {
-        return;
-    }
+    let woke = hosted.replica.wake();
     if hosted.replica.leads() {
+        // Also where somebody else has woken it: members that are back are tried no sooner for that.
         retry(node, &hosted).await;
-    } else if call.elects {
+    } else if woke && call.elects {
         // Not at once: by its timer.
         let _ = tokio::time::timeout(PATIENCE, hosted.replica.elect()).await;
     }
@@ -152,11 +152,18 @@ async fn lost(node: &Node, name: &str) {
     }
 }
 
+/// Whether a node does not answer, as the transport knows, or, of one that was never connected, the cluster.
+fn is_away(node: &Node, name: &str) -> bool {
+    let is_unreachable = |record: &cluster::Node| record.unreachable_since.is_some();
+    let is_missing = || !node.peers.was_met(name) && node.view.get().node(name).is_some_and(is_unreachable);
+    node.peers.is_silent(name) || is_missing()
+}
+
 /// Has a sleeping member's group elect another leader.
 fn abandon(node: &Node, hosted: &Hosted, gone: Option<&str>) {
     hosted.replica.set_leader_gone(true);
     let status = hosted.replica.status();
-    let can_elect = |name: &str| Some(name) != gone && !node.peers.is_silent(name);
+    let can_elect = |name: &str| Some(name) != gone && !is_away(node, name);
     let at = if elects_first(status.replica, &status.members, can_elect) {
         Instant::now()
     } else {
@@ -203,11 +210,13 @@ fn sleeping(node: &Node) -> impl Iterator<Item = Hosted> {
     node.replicas.all().into_iter().filter(|hosted| hosted.replica.is_asleep())
 }
 
-/// What a leader says that it leads no longer: its group's members here need another one.
-pub(crate) fn lost_leader(node: &Node, group: &str, incarnation: u64, term: u64) {
+/// A node says that it leads a group no longer: its members here need another one, unless they know another already. The
+/// term may be that of its successor.
+pub(crate) fn lost_leader(node: &Node, from: &str, group: &str, incarnation: u64, term: u64) {
     for hosted in node.replicas.all_of_group(group) {
         let is_meant = hosted.incarnation() == incarnation && hosted.replica.is_asleep() && !hosted.replica.leads();
-        if is_meant && hosted.replica.status().term <= term {
+        let is_its = hosted.replica.leader_node().as_deref() == Some(from);
+        if is_meant && is_its && hosted.replica.status().term <= term {
             abandon(node, &hosted, None);
         }
     }
@@ -240,11 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn only_another_start_of_a_node_is_a_restart() {
+    fn only_the_first_connection_of_a_start_is_news() {
         let mut starts = Starts::default();
-        assert!(starts.see("n1", 5).is_empty());
+        assert_eq!(starts.see("n1", 5), ["n1"]);
         assert!(starts.see("n1", 5).is_empty());
         assert_eq!(starts.see("n1", 6), ["n1"]);
-        assert!(starts.see("n2", 6).is_empty());
+        assert_eq!(starts.see("n2", 6), ["n2"]);
     }
 }

@@ -1,7 +1,7 @@
 //! Which nodes are silent now: the transport's failure detector, in a form that many callers can look at.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use batched_comm::{Endpoint, PeerEvent, PeerState};
 use tokio::sync::{broadcast, watch};
@@ -10,15 +10,22 @@ use tokio::sync::{broadcast, watch};
 #[derive(Debug)]
 pub(crate) struct Peers {
     silent: watch::Sender<Arc<HashSet<String>>>,
+    /// All that were ever connected.
+    met: RwLock<HashSet<String>>,
 }
 
 impl Peers {
     pub(crate) fn new() -> Self {
-        Self { silent: watch::Sender::new(Arc::default()) }
+        Self { silent: watch::Sender::new(Arc::default()), met: RwLock::default() }
     }
 
     pub(crate) fn is_silent(&self, node: &str) -> bool {
         self.silent.borrow().contains(node)
+    }
+
+    /// Whether it was ever connected.
+    pub(crate) fn was_met(&self, node: &str) -> bool {
+        self.met.read().unwrap_or_else(PoisonError::into_inner).contains(node)
     }
 
     /// Wakes whenever a node falls silent or is heard again.
@@ -57,6 +64,9 @@ impl Peers {
     }
 
     fn set(&self, node: &str, is_silent: bool) {
+        if !self.was_met(node) {
+            self.met.write().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned());
+        }
         self.silent.send_if_modified(|silent| {
             if silent.contains(node) == is_silent {
                 return false;

@@ -201,6 +201,8 @@ async fn start_replicas(node: &Arc<Node>) {
     let stored = node.replicas.stored().into_iter().filter(|stored| is_current(&view, stored));
     let starts = stored.filter(|stored| node.replicas.get(stored.replica).is_none()).map(|stored| async move {
         match node.replicas.start(stored.replica).await {
+            // Its incarnation may have ended meanwhile, when there was nothing to stop yet.
+            Ok(_) if !is_current(&node.view.get(), &stored) => drop(node.replicas.stop(stored.replica).await),
             Ok(hosted) => start_asleep(node, &hosted),
             Err(error) => {
                 let (group, replica) = (&stored.group, stored.replica);

@@ -77,7 +77,7 @@ async fn answer(node: Arc<Node>, incoming: Incoming) {
         Leading::TYPE => incoming.decode::<Leading>().map_err(|error| error.to_string()).map(|leading| {
             for led in leading.groups {
                 if !led.leads {
-                    lost_leader(&node, &led.group, led.incarnation, led.term);
+                    lost_leader(&node, from.as_str(), &led.group, led.incarnation, led.term);
                 }
                 node.leaders.learn(from.as_str(), led);
             }

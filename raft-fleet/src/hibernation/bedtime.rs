@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use rafted_value::{LogPosition, ReplicaId, Rest};
+use tokio::time::Instant;
 
+use super::{abandon, is_away};
 use crate::message::{Bed, Position, Sleep};
 use crate::node::Node;
 use crate::replicas::Hosted;
@@ -43,7 +45,7 @@ async fn find(node: &Node, sleep_after: Duration) -> Vec<Tired> {
     let mut tired = Vec::new();
     for hosted in node.replicas.awake() {
         if let Some(rest) = hosted.replica.at_rest(sleep_after)
-            && let Some(asked) = who_is_asked(&rest, |name| node.peers.is_silent(name))
+            && let Some(asked) = who_is_asked(&rest, |name| is_away(node, name))
         {
             tired.push(Tired { hosted, rest, asked });
         }
@@ -95,9 +97,23 @@ async fn ask_members(node: &Node, tired: Vec<Tired>) {
     for number in join_all(asking).await.into_iter().flatten() {
         all_agree[number] = false;
     }
-    let agreed = tired.iter().zip(all_agree).filter(|(_, agree)| *agree);
-    let asleep = agreed.filter(|(group, _)| group.hosted.replica.fall_asleep(&group.rest)).count();
+    let agreed = tired.iter().zip(all_agree).filter(|(_, agree)| *agree).map(|(group, _)| group);
+    let asleep = agreed.filter(|group| fall_asleep(node, group)).count();
     tracing::debug!(node = %node.name, asleep, at_rest = tired.len(), "groups fell asleep");
+}
+
+/// `false` if something has happened since the members were asked, also to their nodes: whoever watches these may have
+/// looked at the group while it was awake.
+fn fall_asleep(node: &Node, group: &Tired) -> bool {
+    if !group.hosted.replica.fall_asleep(&group.rest) {
+        return false;
+    }
+    if who_is_asked(&group.rest, |name| is_away(node, name)).as_ref() == Some(&group.asked) {
+        return true;
+    }
+    // Not only woken: members that are back are tried at once.
+    node.waking.push(group.hosted.id(), Instant::now(), false);
+    false
 }
 
 fn bed(to: ReplicaId, rest: &Rest) -> Bed {
@@ -111,7 +127,14 @@ pub(crate) fn follow_to_sleep(node: &Node, beds: &[Bed]) -> Vec<bool> {
     let follow = |bed: &Bed| {
         let (to, leader) = (ReplicaId::new(bed.to)?, ReplicaId::new(bed.leader)?);
         let last = LogPosition { term: bed.last.term, index: bed.last.index };
-        Some(sleeps && node.replicas.get(to)?.replica.follow_to_sleep(leader, bed.term, last))
+        let hosted = node.replicas.get(to).filter(|_| sleeps)?;
+        let asleep = hosted.replica.follow_to_sleep(leader, bed.term, last);
+        // Its node may have gone before the replica slept, when nobody looked at it.
+        let is_led = hosted.replica.leader_node().is_some_and(|leader| !is_away(node, &leader));
+        if asleep && !is_led {
+            abandon(node, &hosted, None);
+        }
+        Some(asleep && is_led)
     };
     beds.iter().map(|bed| follow(bed).unwrap_or(false)).collect()
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rafted_value::ReplicaId;
+use tokio::time::Instant;
 
-use super::{abandon, sleeping};
+use super::{abandon, is_away, sleeping};
 use crate::message::{RollCall, Sleeper};
 use crate::node::Node;
 use crate::replicas::Hosted;
@@ -22,8 +23,10 @@ pub(crate) async fn call_the_roll(node: Arc<Node>) {
     loop {
         tokio::time::sleep(INTERVAL.mul_f64(rand::random_range(0.75..1.25))).await;
         let mut by_node: BTreeMap<String, Vec<Hosted>> = BTreeMap::new();
-        for hosted in sleeping(&node).filter(|hosted| !hosted.replica.leads() && !hosted.replica.misses_leader()) {
+        for hosted in sleeping(&node).filter(|hosted| !hosted.replica.leads()) {
             match hosted.replica.leader_node() {
+                // It is to be woken; whoever was to do so may have failed.
+                _ if hosted.replica.misses_leader() => node.waking.push(hosted.id(), Instant::now(), true),
                 Some(leader) => by_node.entry(leader).or_default().push(hosted),
                 None => abandon(&node, &hosted, None),
             }
@@ -37,7 +40,8 @@ pub(crate) async fn call_the_roll(node: Arc<Node>) {
     }
 }
 
-/// A node that does not answer is left to whoever watches nodes.
+/// A node that does not answer leads nothing if whoever watches nodes holds it for gone: that may have been before the
+/// member fell asleep.
 async fn ask(node: &Node, leader: &str, members: &[Hosted]) {
     let known = |hosted: &Hosted| {
         let (leader, term) = hosted.replica.leader_and_term()?;
@@ -45,11 +49,13 @@ async fn ask(node: &Node, leader: &str, members: &[Hosted]) {
     };
     let asked: Vec<_> = members.iter().filter_map(|hosted| Some((hosted, known(hosted)?))).collect();
     let question = RollCall { sleepers: asked.iter().map(|(_, sleeper)| *sleeper).collect() };
-    let Ok(answer) = node.call(leader, &question, PATIENCE).await else { return };
-    for number in answer.not_leading {
-        let Some((hosted, sleeper)) = usize::try_from(number).ok().and_then(|number| asked.get(number)) else {
-            continue;
-        };
+    let not_leading: Vec<usize> = match node.call(leader, &question, PATIENCE).await {
+        Ok(answer) => answer.not_leading.into_iter().filter_map(|number| usize::try_from(number).ok()).collect(),
+        Err(_) if is_away(node, leader) => (0..asked.len()).collect(),
+        Err(_) => return,
+    };
+    for number in not_leading {
+        let Some((hosted, sleeper)) = asked.get(number) else { continue };
         // It may have woken meanwhile, and follow another.
         if hosted.replica.is_asleep() && known(hosted) == Some(*sleeper) {
             tracing::info!(node = %node.name, group = hosted.group(), leader, "a sleeping group's leader leads no longer");

@@ -1,7 +1,7 @@
 //! Which sleeping replicas are to be woken, and when: those that somebody waits for at once, the others by and by, so that
 //! the death of a node is no storm of elections. Pure.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use rafted_value::ReplicaId;
@@ -26,6 +26,8 @@ pub(crate) struct Queue {
     waiting: HashMap<ReplicaId, (Instant, bool)>,
     by_time: BTreeSet<(Instant, ReplicaId)>,
     demanded: VecDeque<ReplicaId>,
+    /// The same, to be looked up.
+    is_demanded: HashSet<ReplicaId>,
     /// Until when no other is woken than those that somebody waits for.
     paced_until: Option<Instant>,
 }
@@ -44,7 +46,7 @@ impl Queue {
 
     /// Somebody waits for it.
     pub(crate) fn demand(&mut self, replica: ReplicaId) {
-        if !self.demanded.contains(&replica) {
+        if self.is_demanded.insert(replica) {
             self.remove(replica);
             self.demanded.push_back(replica);
         }
@@ -68,6 +70,7 @@ impl Queue {
 
     /// Who is to be woken now.
     pub(crate) fn take(&mut self, now: Instant) -> Vec<Call> {
+        self.is_demanded.clear();
         let mut calls: Vec<_> = self.demanded.drain(..).map(|replica| Call { replica, elects: true }).collect();
         if self.paced_until.is_some_and(|paced| now < paced) {
             return calls;

@@ -15,7 +15,7 @@
 //!
 //! A heartbeat wakes nobody, so that a query, which needs a round of them, leaves the group asleep. A sleeping replica
 //! refuses pre-votes, as one does that has just heard its leader, as long as that one lives as far as this node knows. A
-//! sleeping leader is woken by them: its heartbeats calm whoever asked.
+//! sleeping leader is woken by them: its heartbeats calm whoever asked. Until they are answered, it refuses, too.
 //!
 //! Nothing of this is needed for safety: a sleeping replica answers votes, entries and rounds like any other. A replica
 //! that sleeps although its leader is gone costs time, not data.
@@ -68,11 +68,11 @@ impl UntypedReplica {
     /// What this leader would ask the other members before the group sleeps, if nothing has happened for that long and
     /// nothing is under way. `None` if something is, or if it does not lead or sleeps already.
     pub fn at_rest(&self, for_at_least: Duration) -> Option<Rest> {
+        // Read first: what happens from here on keeps it awake.
+        let activity = self.inner.sleeper.activity();
         if self.is_asleep() || self.idle_for() < for_at_least {
             return None;
         }
-        // Read first: what happens from here on keeps it awake.
-        let activity = self.inner.sleeper.activity();
         let status = self.status();
         let (members, last) = (&status.members, status.applied?);
         let is_settled = members.committed && !members.is_joint() && status.last_log_index == Some(last.index);
@@ -110,9 +110,15 @@ impl UntypedReplica {
                 && metrics.last_log_index == Some(last.index)
                 && metrics.last_applied.map(position) == Some(last)
         };
-        agrees
-            && self.part() == Part::Takes
-            && (self.is_asleep() || self.inner.sleeper.sleep_unless_active_since(activity))
+        if !agrees || self.part() != Part::Takes {
+            return false;
+        }
+        if self.is_asleep() {
+            return true;
+        }
+        // It may have been said while it was awake, of a leader before this one.
+        self.set_leader_gone(false);
+        self.inner.sleeper.sleep_unless_active_since(activity)
     }
 
     /// The node of the leader that it knows, which may be its own.
@@ -167,6 +173,11 @@ impl UntypedReplica {
         let _ = self.inner.raft.trigger().reset_backoff(members).await;
     }
 
+    /// Whether it leads, and has not had the time to be heard since it woke.
+    fn has_just_woken_to_lead(&self) -> bool {
+        self.leads() && self.inner.sleeper.awake_for().is_some_and(|awake_for| awake_for < self.longest_election())
+    }
+
     /// A request of another member comes: whether it is answered here, without raft.
     pub(super) fn stir_for(&self, body: &RequestBody) -> Option<Answer> {
         match body {
@@ -179,7 +190,7 @@ impl UntypedReplica {
             RequestBody::PreVote { .. } if self.misses_leader() => {
                 self.wake();
             }
-            RequestBody::PreVote { .. } if self.is_asleep() => {
+            RequestBody::PreVote { .. } if self.is_asleep() || self.has_just_woken_to_lead() => {
                 self.inner.sleeper.wake_leader();
                 let metrics = self.inner.raft.metrics();
                 let metrics = metrics.borrow_watched();

@@ -39,6 +39,9 @@ const QUOTA: &str = "chaos";
 /// Threads that each count on their own counters and keys.
 const CLIENTS: usize = 8;
 const KEYS_PER_CLIENT: usize = 32;
+/// Each client works on so many of its keys for so long, and then on the next ones.
+const KEYS_AT_ONCE: u64 = 4;
+const TURN_SECONDS: u64 = 4;
 /// Between two faults.
 const PAUSES: (u64, u64) = (1_000, 5_000);
 /// How long a node is down or stopped.
@@ -120,17 +123,26 @@ pub fn run(nodes: &mut Nodes, client: &Client, directory: &Path, seed: u64, time
     println!("{} nodes, {SHARDS} shards, seed {seed}", nodes.names().len());
     let (tally, stop) = (Tally::default(), AtomicBool::new(false));
     let mut usage = vec![Usage::of(nodes, directory)];
-    let faults = thread::scope(|scope| {
-        for number in 0..CLIENTS {
-            let (tally, stop) = (&tally, &stop);
-            scope.spawn(move || Counting::new(client, tally, seed, number).run(stop));
-        }
+    let (faults, counting) = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let (tally, stop) = (&tally, &stop);
+                scope.spawn(move || Counting::new(client, tally, seed, number).run(stop))
+            })
+            .collect();
         let result = torment(nodes, client, directory, &mut Random(seed), time, &mut usage);
+        if let Err(error) = &result {
+            eprintln!("FAILED: {error:#}");
+        }
         stop.store(true, Ordering::SeqCst);
-        result
-    })?;
+        (result, clients.into_iter().filter_map(|client| client.join().ok()).collect::<Vec<_>>())
+    });
+    let faults = faults?;
+    ensure!(counting.len() == CLIENTS, "a client has panicked");
     settle(nodes, client)?;
     stay_calm(client)?;
+    // Once more, of groups that sleep: the last commands, too, must have run once.
+    thread::scope(|scope| counting.into_iter().for_each(|client| drop(scope.spawn(move || client.last_round()))));
     usage.push(Usage::of(nodes, directory));
     report(&tally, &faults, &usage)
 }
@@ -197,7 +209,8 @@ fn bring_about(
         }
         Fault::Drain(name) => {
             settle(nodes, client)?;
-            client.send(&Request::post(format!("/v1/nodes/{name}/drain"), b""), || false).done()?;
+            // What may have happened shows in the nodes.
+            drop(client.send(&Request::post(format!("/v1/nodes/{name}/drain"), b""), || false));
             until("the drained node is gone", || Ok(!nodes_of(client)?.contains_key(name)))?;
             nodes.kill(&Which::One(name.clone()), client)?;
             rejoin(nodes, client, directory, name)?;
@@ -242,7 +255,8 @@ fn settle(nodes: &Nodes, client: &Client) -> Result<()> {
         let groups = groups_of(client)?;
         let is_well = |group: &Value| {
             let replicas = group["replicas"].as_array().map_or(0, Vec::len);
-            !group["leader"].is_null() && replicas == 3.min(names.len())
+            // The cluster's own groups have more.
+            !group["leader"].is_null() && replicas >= 3
         };
         Ok(all_active && groups.len() > SHARDS && groups.iter().all(is_well))
     })
@@ -314,15 +328,22 @@ impl<'a> Counting<'a> {
         Self { client, tally, random, number, serial: 0, counts: zeroes.clone(), values: zeroes }
     }
 
-    fn run(mut self, stop: &AtomicBool) {
+    /// On some keys for a while, then on others, so that groups with data fall asleep, too.
+    fn run(mut self, stop: &AtomicBool) -> Self {
+        let start = Instant::now();
         while !stop.load(Ordering::SeqCst) && !signals::interrupted() {
-            let at = self.random.below(KEYS_PER_CLIENT as u64) as usize;
+            let turn = start.elapsed().as_secs() / TURN_SECONDS;
+            let at = (turn * KEYS_AT_ONCE + self.random.below(KEYS_AT_ONCE)) as usize % KEYS_PER_CLIENT;
             match self.random.below(3) {
                 0 => self.count(at),
                 1 => self.write(at),
                 _ => self.read(at),
             }
         }
+        self
+    }
+
+    fn last_round(mut self) {
         for at in 0..KEYS_PER_CLIENT {
             self.count(at);
             self.read(at);
@@ -331,7 +352,12 @@ impl<'a> Counting<'a> {
 
     /// The request's answer, however often it must be sent; `None` at the user's end.
     fn settle(&mut self, request: &Request<'_>) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            if Instant::now() > deadline {
+                self.tally.wrong(format!("{} was not answered within {PATIENCE:?}", request.path));
+                return None;
+            }
             match self.client.send(request, || false) {
                 Outcome::Done(response) => return Some(response.body),
                 Outcome::Refused(response) => {
@@ -434,7 +460,9 @@ fn report(tally: &Tally, faults: &BTreeMap<&'static str, u32>, usage: &[Usage]) 
     if !wrong.is_empty() {
         bail!("{} wrong answers, among them:\n  {}", wrong.len(), wrong[..wrong.len().min(MAX_SHOWN)].join("\n  "));
     }
-    println!("lost 0, doubled 0, stale 0; every group is in its place, nobody was elected without a fault");
+    println!(
+        "lost 0, doubled 0, stale 0; every group has its replicas and a leader, nobody was elected without a fault"
+    );
     Ok(())
 }
 
