@@ -16,6 +16,9 @@ pub(crate) struct Heard {
     pub(crate) leader: Option<String>,
     /// The nodes with a replica that votes.
     pub(crate) members: Vec<String>,
+    /// The node that said last that it leads no longer, and the incarnation and term of that: its followers may not have
+    /// noticed.
+    gave_up: Option<(String, u64, u64)>,
 }
 
 /// All hints. A group that is unknown here has none.
@@ -54,8 +57,12 @@ impl Leaders {
         if led.leads {
             entry.leader = Some(node.to_owned());
             entry.members = led.members;
-        } else if entry.leader.as_deref() == Some(node) {
-            entry.leader = None;
+            entry.gave_up = None;
+        } else {
+            entry.gave_up = Some((node.to_owned(), led.incarnation, led.term));
+            if entry.leader.as_deref() == Some(node) {
+                entry.leader = None;
+            }
         }
         (entry.incarnation, entry.term) = (led.incarnation, led.term);
         self.changes.send_replace(());
@@ -68,8 +75,15 @@ impl Leaders {
         if (led.incarnation, led.term) <= (entry.incarnation, entry.term) && entry.leader.is_some() {
             return;
         }
+        let has_given_up = |(node, incarnation, term): &(String, u64, u64)| {
+            leader.as_ref() == Some(node) && (led.incarnation, led.term) <= (*incarnation, *term)
+        };
+        if entry.gave_up.as_ref().is_some_and(has_given_up) {
+            return;
+        }
         if leader.is_some() || (led.incarnation, led.term) > (entry.incarnation, entry.term) {
-            *entry = Heard { incarnation: led.incarnation, term: led.term, leader, members: led.members };
+            let gave_up = entry.gave_up.take();
+            *entry = Heard { incarnation: led.incarnation, term: led.term, leader, members: led.members, gave_up };
             self.changes.send_replace(());
         }
     }
@@ -148,6 +162,21 @@ mod tests {
         assert!(leaders.get("g").is_some(), "it is newer than what is known of groups");
         leaders.retain(|_, incarnation| incarnation > 7);
         assert_eq!(leaders.get("g"), None);
+    }
+
+    #[test]
+    fn a_follower_that_has_not_noticed_brings_no_leader_back() {
+        let leaders = Leaders::default();
+        leaders.learn("n1", led(1, 5, true));
+        leaders.learn("n1", led(1, 5, false));
+        leaders.learn_from_follower(led(1, 5, false), Some("n1".into()));
+        assert_eq!(leaders.leader("g"), None);
+        leaders.learn_from_follower(led(1, 6, false), Some("n1".into()));
+        assert_eq!(leaders.leader("g").as_deref(), Some("n1"), "it was elected again");
+        leaders.learn("n1", led(1, 6, false));
+        leaders.learn("n1", led(1, 6, true));
+        leaders.learn_from_follower(led(1, 6, false), Some("n1".into()));
+        assert_eq!(leaders.leader("g").as_deref(), Some("n1"), "a majority answers it again");
     }
 
     #[test]

@@ -58,7 +58,7 @@ async fn plan_of(fleet: &Fleet, group: &str) -> RecoveryPlan {
         if plan.groups.iter().any(|planned| planned.group == group) {
             return plan;
         }
-        assert!(tokio::time::Instant::now() < deadline, "there is no plan for {group}: {plan}");
+        assert!(tokio::time::Instant::now() < deadline, "there is no plan for {group}: {plan}; {:?}", fleet.groups());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
