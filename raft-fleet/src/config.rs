@@ -39,8 +39,8 @@ impl Default for FleetConfig {
             reconcile_interval: Duration::from_secs(10),
             // Several elections, so that a failover is masked.
             request_timeout: Duration::from_secs(5),
-            // Longer than the pauses of whoever works with a group; short beside what an awake group costs.
-            sleep_after: Some(Duration::from_secs(5)),
+            // Not before it has been seen for longer under faults: whoever has thousands of idle groups asks for it.
+            sleep_after: None,
         }
     }
 }
@@ -83,7 +83,8 @@ impl FleetConfig {
     }
 
     /// After how long without a command a group sleeps, which then costs nothing until something happens: at least
-    /// 100 ms (default 5 s). `None`: never, which must hold on every node.
+    /// 100 ms; five seconds are longer than the pauses of most who work with a group. `None`, the default: never, which
+    /// must hold on every node.
     pub fn with_sleep_after(mut self, idle: Option<Duration>) -> Result<Self, ConfigError> {
         if let Some(idle) = idle {
             at_least("sleep_after", idle, Duration::from_millis(100), "at least 100 ms")?;

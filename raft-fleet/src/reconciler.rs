@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use batched_comm::PeerEvent;
-use rafted_value::{ReplicaId, Role};
+use rafted_value::ReplicaId;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -191,6 +191,7 @@ impl Desk {
     }
 }
 
+/// Whether no majority answers it, or none has yet: nothing tells of either.
 fn is_isolated(node: &Node, id: ReplicaId) -> bool {
-    node.replicas.get(id).is_some_and(|hosted| hosted.replica.status().role == Role::Isolated)
+    node.replicas.get(id).is_some_and(|hosted| hosted.replica.is_unanswered())
 }

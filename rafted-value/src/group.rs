@@ -111,6 +111,8 @@ struct Inner {
     removed: AtomicBool,
     participation: Participation,
     succession: Succession,
+    /// The term in which it was seen to lead before a majority had answered, and since when, by the store's clock.
+    unanswered: Mutex<Option<(u64, Duration)>>,
     /// When a leader was heard last, in microseconds of the store's clock.
     heard_at: AtomicU64,
     /// The proposer and the reader: they end with this.
@@ -249,6 +251,7 @@ impl UntypedReplica {
                 removed: AtomicBool::new(false),
                 participation: Participation::new(part),
                 succession: Succession::default(),
+                unanswered: Mutex::default(),
                 heard_at: AtomicU64::new(heard_at),
                 tasks: Mutex::new(tasks),
             }),

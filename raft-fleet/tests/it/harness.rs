@@ -72,6 +72,11 @@ impl World {
         Self { config: config(window), ..self }
     }
 
+    /// Groups sleep and wake all the time.
+    pub fn sleepy(self) -> Self {
+        Self { config: self.config.with_sleep_after(Some(Duration::from_millis(300))).unwrap(), ..self }
+    }
+
     pub fn name(&self, node: usize) -> String {
         format!("n{node}")
     }
@@ -140,9 +145,6 @@ fn config(purge_after: Duration) -> FleetConfig {
         .with_purge_after(purge_after)
         .unwrap()
         .with_reconcile_interval(ms(500))
-        .unwrap()
-        // Groups sleep and wake all the time.
-        .with_sleep_after(Some(ms(300)))
         .unwrap()
 }
 

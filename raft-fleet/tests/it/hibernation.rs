@@ -48,7 +48,7 @@ async fn nothing_happens(fleets: &[Fleet]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_groups_sleep_queries_leave_them_asleep_and_commands_wake_them_without_an_election() {
-    let world = World::new(3, 3);
+    let world = World::new(3, 3).sleepy();
     let fleets = world.start_all(0..3).await;
     add_groups(&fleets).await;
     nothing_happens(&fleets).await;
@@ -68,7 +68,7 @@ async fn idle_groups_sleep_queries_leave_them_asleep_and_commands_wake_them_with
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_that_slept_when_their_leaders_node_died_go_on_and_sleep_without_it() {
-    let world = World::new(3, 3).on_disk();
+    let world = World::new(3, 3).on_disk().sleepy();
     let mut fleets = world.start_all(0..3).await;
     add_groups(&fleets).await;
     all_sleep(&fleets).await;
@@ -102,7 +102,7 @@ async fn groups_that_slept_when_their_leaders_node_died_go_on_and_sleep_without_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_that_nobody_asks_for_have_a_leader_again_soon_after_a_node_died() {
-    let world = World::new(3, 3);
+    let world = World::new(3, 3).sleepy();
     let mut fleets = world.start_all(0..3).await;
     add_groups(&fleets).await;
     all_sleep(&fleets).await;
@@ -118,7 +118,7 @@ async fn groups_that_nobody_asks_for_have_a_leader_again_soon_after_a_node_died(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_restarts_at_once_leads_nothing_that_it_led_before() {
-    let world = World::new(3, 3).on_disk();
+    let world = World::new(3, 3).on_disk().sleepy();
     let mut fleets = world.start_all(0..3).await;
     add_groups(&fleets).await;
     for group in 0..GROUPS {

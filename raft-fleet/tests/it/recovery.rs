@@ -218,7 +218,7 @@ async fn a_plan_of_another_cluster_is_refused_and_a_whole_fleet_has_nothing_to_p
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_that_slept_when_it_lost_its_majority_is_listed_although_nobody_waits_for_it() {
-    let world = World::new(5, 5).on_disk();
+    let world = World::new(5, 5).on_disk().sleepy();
     let mut fleets = counted(&world).await;
     // Its leader, which stays, knows.
     let asleep = || {

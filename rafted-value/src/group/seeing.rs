@@ -1,6 +1,7 @@
 //! How a replica sees its group: openraft's metrics in this crate's words.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,14 +27,17 @@ impl UntypedReplica {
         let metrics = WatchReceiver::borrow_watched(&self.inner.raft.metrics()).clone();
         let members = members_of(&metrics.membership_config, &metrics.committed_membership_config);
         let limit = (self.inner.core_config.election().1 * SILENCE_IN_ELECTIONS).max(MIN_SILENCE);
-        let role =
-            match (self.inner.removed.load(Ordering::Acquire), self.part(), role(&metrics, self.heard_limit(limit))) {
-                (true, ..) => Role::Removed,
-                (_, Part::RolledBack, _) => Role::RolledBack,
-                (_, _, Role::Stopped) => Role::Stopped,
-                (_, Part::Waits, _) => Role::Returning,
-                (_, Part::Takes, role) => role,
-            };
+        let role = match (
+            self.inner.removed.load(Ordering::Acquire),
+            self.part(),
+            role(&metrics, self.heard_limit(limit), self.unanswered_for(&metrics)),
+        ) {
+            (true, ..) => Role::Removed,
+            (_, Part::RolledBack, _) => Role::RolledBack,
+            (_, _, Role::Stopped) => Role::Stopped,
+            (_, Part::Waits, _) => Role::Returning,
+            (_, Part::Takes, role) => role,
+        };
         let config = self.inner.shared.config();
         let matched = metrics
             .replication
@@ -59,6 +63,30 @@ impl UntypedReplica {
 }
 
 impl UntypedReplica {
+    /// Whether it leads, as far as it knows, and no majority answers it, or none has yet.
+    pub fn is_unanswered(&self) -> bool {
+        let status = self.status();
+        let unanswered = self.inner.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        status.role == Role::Isolated || unanswered.is_some()
+    }
+
+    /// For how long it has been seen to lead without any answer of a majority.
+    fn unanswered_for(&self, metrics: &Metrics) -> Duration {
+        let now = self.inner.store.clock().monotonic();
+        let mut unanswered = self.inner.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        if metrics.state != ServerState::Leader || metrics.last_quorum_acked.is_some() {
+            *unanswered = None;
+            return Duration::ZERO;
+        }
+        match *unanswered {
+            Some((term, since)) if term == metrics.current_term => now.saturating_sub(since),
+            _ => {
+                *unanswered = Some((metrics.current_term, now));
+                Duration::ZERO
+            }
+        }
+    }
+
     /// Nobody answers a sleeping leader, which asks nobody: only once it has been awake for so long does silence say
     /// anything.
     fn heard_limit(&self, limit: Duration) -> Duration {
@@ -81,21 +109,23 @@ fn is_served(role: Role) -> bool {
     !matches!(role, Role::Isolated | Role::Stopped | Role::Removed | Role::Returning | Role::RolledBack)
 }
 
-fn role(metrics: &Metrics, limit: Duration) -> Role {
+fn role(metrics: &Metrics, limit: Duration, unanswered_for: Duration) -> Role {
     match (&metrics.running_state, metrics.state) {
         (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
         (_, ServerState::Learner) => Role::Learner,
         (_, ServerState::Follower) => Role::Follower,
         (_, ServerState::Candidate) => Role::Candidate,
-        (_, ServerState::Leader) if is_isolated(metrics, limit) => Role::Isolated,
+        (_, ServerState::Leader) if is_isolated(metrics, limit, unanswered_for) => Role::Isolated,
         (_, ServerState::Leader) => Role::Leader,
     }
 }
 
-/// Whether no majority has answered a leader for that long. A group of one needs no answer.
-fn is_isolated(metrics: &Metrics, limit: Duration) -> bool {
+/// Whether no majority has answered a leader for that long: one that was answered by none yet has been `unanswered_for`.
+/// A group of one needs no answer.
+fn is_isolated(metrics: &Metrics, limit: Duration, unanswered_for: Duration) -> bool {
     let is_alone = metrics.membership_config.membership().voter_ids().all(|id| id == metrics.id);
-    !is_alone && metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() > limit)
+    let silent_for = metrics.last_quorum_acked.map_or(unanswered_for, |acked| acked.elapsed());
+    !is_alone && silent_for > limit
 }
 
 fn unresponsive(metrics: &Metrics, limit: Duration) -> BTreeMap<ReplicaId, Option<Duration>> {

@@ -19,6 +19,8 @@ use crate::load::percentiles;
 const AT_ONCE: usize = 64;
 /// Commands of one group under way at once while it is filled.
 const FILLING: usize = 256;
+/// Idle groups are what is measured.
+const SLEEP_AFTER: Duration = Duration::from_secs(5);
 /// How long one command may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Filled in beside the number, so that an entry is as large as a small record.
@@ -53,7 +55,7 @@ pub async fn serve(options: &PeerOptions) -> Result<()> {
         .listen(options.address)
         .identity(Identity::load(&options.tls, &options.name)?)
         .seeds(seeds)
-        .config(FleetConfig::default())
+        .config(FleetConfig::default().with_sleep_after(Some(SLEEP_AFTER))?)
         .register::<Sum>("sum")?;
     if options.groups > 0 {
         builder = builder.bootstrap_expect(u32::try_from(options.groups)?);
